@@ -1,0 +1,162 @@
+"""The default network: a U-Net of 43 MB that works on images of any size and starts as the identity.
+
+Most parameters sit at 1/8 and 1/16 resolution, where they are cheap: about eight times fewer multiply-adds than a
+nine-block ResNet of the same size. Pixel-unshuffle (space to depth) makes half-resolution features without losing a
+pixel; the last convolutions run at full resolution and see the RGB input again.
+
+There is no normalisation layer, so a pixel depends on nothing beyond `receptive_radius`, and an image stylized in tiles
+equals the image stylized whole. Residual blocks start as the identity and their branch is scaled by `GAIN / channels`
+instead: one Adam step moves every weight by the learning rate, hence the output of a convolution by an amount
+proportional to its number of inputs; the scale makes all levels equally sensitive and wide levels stable.
+
+Sources: pixel shuffle: Shi et al. 2016; its checkerboard-free initialisation: Aitken et al. 2017; residual blocks
+without normalisation, scaled: Lim et al. 2017; zero-initialised branches: Zhang et al. 2019 (Fixup).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+GAIN = 32.0
+
+
+class ResidualBlock(nn.Module):
+    """x + GAIN/channels * conv(relu(conv(x))), the second convolution zero at the start."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels, channels, 3, padding=1)
+        self.second = nn.Conv2d(channels, channels, 3, padding=1)
+        self.scale = GAIN / channels
+        nn.init.kaiming_normal_(self.first.weight, nonlinearity="relu")
+        nn.init.zeros_(self.first.bias)
+        nn.init.zeros_(self.second.weight)
+        nn.init.zeros_(self.second.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to the same shape."""
+        return x + self.scale * self.second(F.relu(self.first(x)))
+
+
+class Up(nn.Module):
+    """1x1 convolution and pixel shuffle, twice the size; at the start the four sub-pixels are equal (no checkerboard)."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.project = nn.Conv2d(inputs, 4 * outputs, 1)
+        # pixel_shuffle reads channels as (output, sub-pixel): every group of four gets one set of weights
+        nn.init.normal_(self.project.weight, std=inputs**-0.5)
+        self.project.weight.data = self.project.weight.data[::4].repeat_interleave(4, dim=0)
+        nn.init.zeros_(self.project.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, H, W) to (B, outputs, 2H, 2W)."""
+        return F.pixel_shuffle(self.project(x), 2)
+
+
+def _down(inputs: int, outputs: int) -> nn.Conv2d:
+    conv = nn.Conv2d(inputs, outputs, 2, stride=2)
+    nn.init.kaiming_normal_(conv.weight, nonlinearity="linear")
+    nn.init.zeros_(conv.bias)
+    return conv
+
+
+def _blocks(channels: int, count: int) -> nn.Sequential:
+    return nn.Sequential(*[ResidualBlock(channels) for _ in range(count)])
+
+
+class UNetGenerator(nn.Module):
+    """RGB (B, 3, H, W) in [-1, 1] to RGB of the same shape, any H, W >= 1.
+
+    y = x + delta(x), with delta zero at the start. y is *not* clamped, so that no gradient is lost in training; callers
+    clamp when they make a picture (`Stylizer` and the ONNX model do).
+
+    Args:
+        widths: channels at 1/2, 1/4, 1/8, ... of the resolution.
+        encoder_blocks: residual blocks at each level on the way down; the last number is for the lowest level.
+        decoder_blocks: residual blocks at each level on the way up, highest resolution first, without the lowest level.
+        head_width: channels at full resolution.
+    """
+
+    space = "image"
+
+    def __init__(
+        self,
+        *,
+        widths: Sequence[int] = (32, 64, 128, 320),
+        encoder_blocks: Sequence[int] = (1, 1, 1, 5),
+        decoder_blocks: Sequence[int] = (3, 1, 2),
+        head_width: int = 16,
+    ) -> None:
+        super().__init__()
+        levels = len(widths)
+        if levels < 1 or len(encoder_blocks) != levels or len(decoder_blocks) != levels - 1:
+            raise ValueError(
+                f"UNetGenerator needs one entry of encoder_blocks for each of {levels} widths and one of decoder_blocks "
+                f"for each but the last, got {len(encoder_blocks)} and {len(decoder_blocks)}"
+            )
+        self.widths, self.head_width = tuple(widths), head_width
+        self.encoder_blocks, self.decoder_blocks = tuple(encoder_blocks), tuple(decoder_blocks)
+        self.stem = nn.Conv2d(12, widths[0], 3, padding=1)
+        self.encoder = nn.ModuleList(_blocks(c, n) for c, n in zip(widths, encoder_blocks, strict=True))
+        self.downs = nn.ModuleList(_down(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.ups = nn.ModuleList(Up(b, a) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.decoder = nn.ModuleList(_blocks(c, n) for c, n in zip(widths[:-1], decoder_blocks, strict=True))
+        self.unfold = Up(widths[0], head_width)
+        self.mix = nn.Conv2d(head_width + 3, head_width, 3, padding=1)
+        self.refine = nn.Conv2d(head_width, head_width, 3, padding=1)
+        self.to_rgb = nn.Conv2d(head_width, 3, 3, padding=1)
+        for conv in (self.stem, self.mix, self.refine):
+            nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+            nn.init.zeros_(conv.bias)
+        nn.init.zeros_(self.to_rgb.weight)
+        nn.init.zeros_(self.to_rgb.bias)
+
+    def config(self) -> dict[str, object]:
+        """Constructor arguments, JSON-ready."""
+        return {
+            "widths": list(self.widths),
+            "encoder_blocks": list(self.encoder_blocks),
+            "decoder_blocks": list(self.decoder_blocks),
+            "head_width": self.head_width,
+        }
+
+    @property
+    def multiple(self) -> int:
+        """Sizes are padded to multiples of this inside; tiles that start at multiples of it see the same grid."""
+        return 2 ** len(self.widths)
+
+    @property
+    def receptive_radius(self) -> int:
+        """An upper bound, in pixels, of how far an input pixel can act on the output."""
+        convolutions = [2 * n for n in self.encoder_blocks]
+        for level, n in enumerate(self.decoder_blocks):
+            convolutions[level] += 2 * n
+        convolutions[0] += 1
+        reach = sum(n * 2 ** (level + 1) for level, n in enumerate(convolutions)) + 3
+        return reach + self.multiple - 1  # anywhere inside one cell of the coarsest grid
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Stylize x."""
+        height, width = x.shape[-2:]
+        k = self.multiple
+        # always pad (perhaps by nothing) and without `%`: one exported graph then serves every size
+        bottom, right = ((height + k - 1) // k) * k - height, ((width + k - 1) // k) * k - width
+        padded = F.pad(x, (0, right, 0, bottom), mode="replicate")
+        features = F.relu(self.stem(F.pixel_unshuffle(padded, 2)))
+        skips: list[Tensor] = []
+        for blocks, down in zip(self.encoder[:-1], self.downs, strict=True):
+            features = blocks(features)
+            skips.append(features)
+            features = down(features)
+        features = self.encoder[-1](features)
+        for level in reversed(range(len(skips))):
+            features = self.decoder[level](skips[level] + self.ups[level](features))
+        full = torch.cat((self.unfold(features), padded), dim=1)
+        full = F.relu(self.refine(F.relu(self.mix(full))))
+        delta: Tensor = self.to_rgb(full)[..., :height, :width]
+        return x + delta
