@@ -1,0 +1,1 @@
+"""The mathematics of style matching: gradient, spectrum, relevance, timesteps, warm-up, denoising loss."""

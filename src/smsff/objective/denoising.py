@@ -1,0 +1,42 @@
+"""The loss that keeps the fake score up to date with the generator's output."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from smsff.errors import UserError
+
+DenoisingWeight = Literal["uniform", "alpha_bar_squared"]
+
+
+def check_denoising_weight(kind: DenoisingWeight) -> DenoisingWeight:
+    """The same value, or a UserError that lists the known ones."""
+    if kind not in get_args(DenoisingWeight):
+        raise UserError(f"fake_score.loss_weight={kind!r} is not one of {', '.join(get_args(DenoisingWeight))}")
+    return kind
+
+
+def denoising_weight(kind: DenoisingWeight, alpha_bar: Tensor) -> Tensor:
+    """Weight of the squared error at each timestep, in the shape of alpha_bar.
+
+    ``uniform`` is 1 (VSD, DMD2). ``alpha_bar_squared`` is the authors' code (showlab/SMS), which multiplies prediction
+    and noise by alpha bar before the squared error; it all but ignores large t (6e-5 at t = 957).
+    """
+    check_denoising_weight(kind)
+    return torch.ones_like(alpha_bar) if kind == "uniform" else alpha_bar**2
+
+
+def denoising_loss(eps_pred: Tensor, noise: Tensor, weight: Tensor) -> Tensor:
+    """weight * |eps_pred - noise|^2, mean over the elements of each sample.
+
+    Args:
+        eps_pred, noise: (B, C, h, w).
+        weight: (B, 1, 1, 1).
+
+    Returns:
+        (B,), differentiable in eps_pred.
+    """
+    return (weight * (eps_pred - noise) ** 2).flatten(1).mean(1)

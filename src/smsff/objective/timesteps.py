@@ -1,0 +1,131 @@
+"""Which timesteps a training iteration looks at.
+
+Every sampler is a pure function of (u, iteration, total): ``u`` holds uniform numbers in [0, 1), one a sample;
+``iteration`` and ``total`` count *generator* iterations after the warm-up: narrowing starts when style matching does.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from smsff.errors import UserError
+
+Per = Literal["sample", "batch"]
+Grid = Literal["all", "odd"]
+
+
+def uniform_integers(u: Tensor, low: int, high: int) -> Tensor:
+    """low .. high, both included, equally likely for u uniform in [0, 1): (B,) -> long (B,)."""
+    count = high - low + 1
+    # Rounding may carry u * count up to count itself.
+    return low + (u * count).long().clamp(max=count - 1)
+
+
+def narrowed(iteration: int, total: int, t_min: int, t_max: int) -> int:
+    """The upper bound (1 - iteration / total) t_max, rounded down, never below t_min."""
+    remaining = min(max(total - iteration, 0), total)
+    return max(t_min, remaining * t_max // max(total, 1))
+
+
+def narrowed_index(iteration: int, total: int, low: int, count: int) -> int:
+    """Last index of the authors' grid, max(int(count (1 - r)), low + 1) - 1, in their floating point."""
+    ratio = min(max(iteration / max(total, 1), 0.0), 1.0)
+    return max(int(count * (1 - ratio)), low + 1) - 1
+
+
+def draw(u: Tensor, low: int, high: int, *, per: Per, grid: Grid) -> Tensor:
+    """t between low and high, both included; the options are those of `Narrowing`."""
+    if per == "batch":
+        u = u[:1].expand_as(u)
+    if grid == "odd":
+        return 2 * uniform_integers(u, low // 2, high // 2) + 1
+    return uniform_integers(u, low, high)
+
+
+def _check_bounds(t_min: int, t_max: int) -> None:
+    if not 0 <= t_min <= t_max:
+        raise UserError(f"timesteps: 0 <= t_min <= t_max must hold, not t_min={t_min}, t_max={t_max}")
+
+
+def _check_options(t_min: int, t_max: int, per: str, grid: str) -> None:
+    _check_bounds(t_min, t_max)
+    if per not in get_args(Per):
+        raise UserError(f"timesteps.per={per!r} is not one of {', '.join(get_args(Per))}")
+    if grid not in get_args(Grid):
+        raise UserError(f"timesteps.grid={grid!r} is not one of {', '.join(get_args(Grid))}")
+    if grid == "odd" and (t_min % 2 == 0 or t_max % 2 == 0):
+        raise UserError(f"timesteps.grid=odd needs odd bounds, not t_min={t_min}, t_max={t_max}")
+
+
+class Narrowing:
+    """Adaptive narrowing, t ~ U(t_min, (1 - i / I) t_max): coarse changes first, details at the end.
+
+    Args:
+        t_min, t_max: bounds, both included. The paper does not state them; the default is the 2 % to 98 % of SDS.
+        per: ``sample`` one t for each sample, ``batch`` one for all: that of u[0]. (Give every process the u of
+            position 0 to have one t in the whole global batch.)
+        grid: ``all`` timesteps, or ``odd``, the authors' code (showlab/SMS): t = 2 k + 1 with k drawn from
+            [k_min, max(int(k_count (1 - i / I)), k_min + 1)); theirs is t_min=21, t_max=499.
+
+    Raises:
+        UserError: bounds out of order, unknown option, even bounds with grid=odd.
+    """
+
+    def __init__(self, *, t_min: int = 20, t_max: int = 980, per: Per = "sample", grid: Grid = "all") -> None:
+        _check_options(t_min, t_max, per, grid)
+        self.t_min = t_min
+        self.t_max = t_max
+        self.per: Per = per
+        self.grid: Grid = grid
+
+    def bounds(self, iteration: int, total: int) -> tuple[int, int]:
+        """Smallest and largest t that can be drawn."""
+        if self.grid == "odd":
+            last = narrowed_index(iteration, total, self.t_min // 2, (self.t_max + 1) // 2)
+            return self.t_min, 2 * last + 1
+        return self.t_min, narrowed(iteration, total, self.t_min, self.t_max)
+
+    def __call__(self, u: Tensor, iteration: int, total: int) -> Tensor:
+        """(B,) uniform numbers -> long (B,)."""
+        return draw(u, *self.bounds(iteration, total), per=self.per, grid=self.grid)
+
+
+class Uniform:
+    """t ~ U(t_min, t_max) at every iteration (the paper's "random t" row); options as in `Narrowing`."""
+
+    def __init__(self, *, t_min: int = 20, t_max: int = 980, per: Per = "sample", grid: Grid = "all") -> None:
+        _check_options(t_min, t_max, per, grid)
+        self.t_min = t_min
+        self.t_max = t_max
+        self.per: Per = per
+        self.grid: Grid = grid
+
+    def bounds(self, iteration: int, total: int) -> tuple[int, int]:
+        """Smallest and largest t that can be drawn."""
+        return self.t_min, self.t_max
+
+    def __call__(self, u: Tensor, iteration: int, total: int) -> Tensor:
+        """(B,) uniform numbers -> long (B,)."""
+        return draw(u, *self.bounds(iteration, total), per=self.per, grid=self.grid)
+
+
+class Annealing:
+    """t itself falls linearly from t_max (first iteration) to t_min (last), the paper's "linear t" row."""
+
+    def __init__(self, *, t_min: int = 20, t_max: int = 980) -> None:
+        _check_bounds(t_min, t_max)
+        self.t_min = t_min
+        self.t_max = t_max
+
+    def bounds(self, iteration: int, total: int) -> tuple[int, int]:
+        """The one t of this iteration, twice."""
+        progress = min(max(iteration, 0) / max(total - 1, 1), 1.0)
+        t = round(self.t_max - progress * (self.t_max - self.t_min))
+        return t, t
+
+    def __call__(self, u: Tensor, iteration: int, total: int) -> Tensor:
+        """Long (B,), all equal; of u only the shape and the device matter."""
+        return torch.full_like(u, self.bounds(iteration, total)[0], dtype=torch.long)
