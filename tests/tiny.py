@@ -1,0 +1,68 @@
+"""Small stand-ins shared by the tests of the training loop: a tiny generator, a Gaussian teacher, a finished module."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from smsff.module import Prompts, StyleMatching
+from smsff.objective.relevance import SemanticRelevance
+from smsff.objective.sms import StyleMatchingObjective
+from smsff.objective.spectrum import SpectrumRegularizer
+from smsff.objective.timesteps import Narrowing, Uniform
+from smsff.objective.warmup import ReconstructionWarmup
+from smsff.optimizer import GroupOptions
+from smsff.teacher.gaussian import GaussianFakeScore, GaussianTeacher
+
+
+class TinyGenerator(nn.Module):
+    """Two convolutions, about 100 weights; starts as the identity."""
+
+    def __init__(self, *, width: int = 4) -> None:
+        super().__init__()
+        self.width = width
+        self.features = nn.Conv2d(3, width, 3, padding=1)
+        self.to_rgb = nn.Conv2d(width, 3, 1)
+        nn.init.zeros_(self.to_rgb.weight)
+        nn.init.zeros_(self.to_rgb.bias)
+
+    def config(self) -> dict[str, object]:
+        return {"width": self.width}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.to_rgb(torch.tanh(self.features(x)))
+
+
+def tiny_module(**changes: Any) -> StyleMatching:
+    """A style matching module on the Gaussian teacher; ``changes`` replace constructor arguments."""
+    arguments: dict[str, Any] = {
+        "generator": TinyGenerator(),
+        "teacher": GaussianTeacher(),
+        "fake_score": partial(GaussianFakeScore, std=1.0),
+        "objective": StyleMatchingObjective(lambda_freq=0.01),
+        "regularizer": SpectrumRegularizer(),
+        "relevance": SemanticRelevance(),
+        "timesteps": Narrowing(),
+        "fake_timesteps": Uniform(),
+        "warmup": ReconstructionWarmup(steps=2),
+        "generator_options": GroupOptions(lr=1e-2, clip_norm=1.0),
+        "fake_options": GroupOptions(lr=1e-2),
+        "prompts": Prompts(words="cel", style="{words}, {caption}", source="{caption}", edit="Turn it into {words}"),
+        "steps": 10,
+        **changes,
+    }
+    return StyleMatching(**arguments)
+
+
+def tiny_batch(iteration: int = 0, *, size: int = 4, height: int = 8, width: int = 12) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(iteration)
+    return {
+        "image": torch.rand(size, 3, height, width, generator=generator) * 2 - 1,
+        "caption": ["a photo"] * size,
+        "index": torch.arange(size),
+        "position": torch.arange(size),
+        "iteration": torch.full((size,), iteration),
+    }
