@@ -1,0 +1,1 @@
+"""Photos and captions for training; the bundled sample photos; known styles."""

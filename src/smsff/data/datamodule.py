@@ -1,0 +1,293 @@
+"""The photos of a run: which image is seen when, and with which crop, is a pure function of (seed, iteration, position).
+
+``iteration`` counts micro-batches from the start of the training, ``position`` counts samples within the global batch
+(all processes together). So workers, processes and resuming change nothing; see ``smsff.randomness``.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from smsff.data.crops import random_crop, shrink_to, to_signed
+from smsff.data.folder import BUNDLED, ImageFolder, split_by_name
+from smsff.errors import UserError
+from smsff.randomness import keyed_generator
+
+log = logging.getLogger(__name__)
+
+MAX_NAMED = 20
+"""Unreadable images named one by one; the others are only counted."""
+
+Draw = tuple[int, int]
+"""One sample of the training: (iteration, position in the global batch)"""
+
+
+@lru_cache(maxsize=4)
+def epoch_order(seed: int, count: int, epoch: int) -> Tensor:
+    """A permutation of ``count`` images for one pass through the data, (count,) long."""
+    return torch.randperm(count, generator=keyed_generator(seed, "order", epoch, 0))
+
+
+def image_index(draw: Draw, *, seed: int, count: int, global_batch: int) -> int:
+    """The image of one draw: every image comes once in each pass of ``count`` draws, in an order of that pass."""
+    epoch, place = divmod(draw[0] * global_batch + draw[1], count)
+    return int(epoch_order(seed, count, epoch)[place])
+
+
+class BatchDraws(Sampler[list[Draw]]):
+    """The draws of one process, a batch at a time: rank r of N has positions r * b .. (r + 1) * b - 1 of N * b."""
+
+    def __init__(
+        self, *, batch_size: int, batches: int, rank: int, start: Callable[[], int] = lambda: 0
+    ) -> None:
+        """
+        Args:
+            batch_size: Of this process.
+            batches: Length of one pass of the training loop, which is what ``len`` says also after resuming.
+            rank: Of this process.
+            start: Gives the first iteration; asked when iteration begins, for a loader is built before Lightning
+                has restored its counters.
+        """
+        self.batch_size, self.batches, self.rank, self.start = batch_size, batches, rank, start
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        first = self.start()
+        positions = range(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
+        for iteration in range(first, (first // self.batches + 1) * self.batches):
+            yield [(iteration, position) for position in positions]
+
+
+class TrainingCrops(Dataset[dict[str, Any]]):
+    """Samples by draw."""
+
+    def __init__(
+        self,
+        folder: ImageFolder,
+        *,
+        crop_size: int,
+        scale: tuple[float, float],
+        flip: bool,
+        seed: int,
+        global_batch: int,
+    ) -> None:
+        self.folder, self.crop_size, self.scale, self.flip = folder, crop_size, scale, flip
+        self.seed, self.global_batch = seed, global_batch
+
+    def __getitem__(self, draw: Draw) -> dict[str, Any]:
+        wanted = image_index(draw, seed=self.seed, count=len(self.folder), global_batch=self.global_batch)
+        image, index, unreadable = self.folder.load_or_next(wanted)
+        generator = keyed_generator(self.seed, "crop", *draw)
+        crop = random_crop(image, size=self.crop_size, scale=self.scale, flip=self.flip, generator=generator)
+        caption = self.folder.captions[index]
+        return {"image": crop, "caption": caption, "index": index, "draw": draw, "unreadable": unreadable}
+
+
+class WholeImages(Dataset[dict[str, Any]]):
+    """Whole images for validation and test, scaled down if they are larger than ``max_side``."""
+
+    def __init__(self, folder: ImageFolder, *, max_side: int) -> None:
+        self.folder, self.max_side = folder, max_side
+
+    def __len__(self) -> int:
+        return len(self.folder)
+
+    def __getitem__(self, wanted: int) -> dict[str, Any]:
+        image, index, unreadable = self.folder.load_or_next(wanted)
+        return {
+            "image": to_signed(shrink_to(image, self.max_side))[None],
+            "caption": [self.folder.captions[index]],
+            "name": [self.folder.name(index)],
+            "unreadable": unreadable,
+        }
+
+
+def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Training samples to one batch, as described in ``ImageDataModule``."""
+    unreadable: dict[str, str] = {}
+    for sample in samples:
+        unreadable.update(sample["unreadable"])
+    return {
+        "image": torch.stack([sample["image"] for sample in samples]),
+        "caption": [sample["caption"] for sample in samples],
+        "index": torch.tensor([sample["index"] for sample in samples]),
+        "position": torch.tensor([sample["draw"][1] for sample in samples]),
+        "iteration": torch.tensor([sample["draw"][0] for sample in samples]),
+        "unreadable": unreadable,
+    }
+
+
+class ResumableLoader(DataLoader[dict[str, Any]]):
+    """Tells Lightning that it can resume. There is nothing to save: the draws follow from the loop's own counter."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+class ImageDataModule(LightningDataModule):
+    """Photos of a folder (or the bundled ones): random crops to train on, whole images to look at.
+
+    Training batches: ``image`` (B, 3, S, S) float32 in [-1, 1]; ``caption`` B strings; ``index`` (B,) long, index of
+    the image in ``train``; ``position`` (B,) long, position in the global batch; ``iteration`` (B,) long, the
+    micro-batch counted from the start of the training. Validation and test batches hold one whole image: ``image``
+    (1, 3, H, W), ``caption`` [string], ``name`` [string].
+
+    The trainer must have ``use_distributed_sampler=False``; every process validates on all images.
+
+    Attributes:
+        train, val, test: The three ``ImageFolder``s; ``val`` and ``test`` may be empty. ``test`` is ``val`` for a
+            folder of one's own; the bundled photos have test photos apart.
+        unreadable: Reason by name of every image that could not be read so far.
+    """
+
+    def __init__(
+        self,
+        *,
+        root: str | None = None,
+        crop_size: int,
+        batch_size: int,
+        steps: int,
+        num_workers: int = 0,
+        val_fraction: float = 0.05,
+        default_caption: str = "",
+        flip: bool = True,
+        scale: Sequence[float] = (0.5, 1.0),
+        seed: int = 0,
+        cache_mb: float = 512,
+        val_max_side: int = 1024,
+    ) -> None:
+        """Check the options and scan the folder.
+
+        Args:
+            root: Folder of images; None for the bundled photos.
+            crop_size: Side of the training crops in pixels.
+            batch_size: Of each process.
+            steps: Optimizer steps of the training. The loader is one long epoch of ``steps`` batches, times the
+                trainer's ``accumulate_grad_batches``.
+            num_workers: Loader processes.
+            val_fraction: Share of the images, by hash of the name, kept for validation. Not used for bundled photos.
+            default_caption: For images without a caption.
+            flip: Mirror half of the crops.
+            scale: Range of the side of the crop window as a fraction of the image's shorter side.
+            seed: Of the order and the crops.
+            cache_mb: Keep the decoded images in memory if they need at most so many MB, in each process.
+            val_max_side: Validation images are scaled down to this length of the longer side.
+
+        Raises:
+            UserError: For an option out of range or a folder without images; names the key.
+        """
+        super().__init__()
+        _require(crop_size >= 1, "data.crop_size", crop_size, "at least 1")
+        _require(batch_size >= 1, "data.batch_size", batch_size, "at least 1")
+        _require(steps >= 1, "data.steps", steps, "at least 1")
+        _require(num_workers >= 0, "data.num_workers", num_workers, "0 or more")
+        _require(0 <= val_fraction < 1, "data.val_fraction", val_fraction, "at least 0 and below 1")
+        ordered = len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1
+        _require(ordered, "data.scale", list(scale), "two numbers, 0 < low <= high <= 1")
+        _require(cache_mb >= 0, "data.cache_mb", cache_mb, "0 or more")
+        _require(val_max_side >= 1, "data.val_max_side", val_max_side, "at least 1")
+        self.crop_size, self.batch_size, self.steps, self.num_workers = crop_size, batch_size, steps, num_workers
+        self.flip, self.scale, self.seed = flip, (float(scale[0]), float(scale[1])), seed
+        self.cache_mb, self.val_max_side = cache_mb, val_max_side
+        self.unreadable: dict[str, str] = {}
+        if root is None:
+            parts = [ImageFolder(BUNDLED / part, default_caption=default_caption) for part in ("train", "val", "test")]
+            self.train, self.val, self.test = parts
+        else:
+            folder = ImageFolder(root, default_caption=default_caption)
+            names = [folder.name(i) for i in range(len(folder))]
+            train, val = split_by_name(names, val_fraction)
+            self.train, self.val = folder.subset(train), folder.subset(val)
+            self.test = self.val
+            self._note(folder.unreadable, same_everywhere=True)
+
+    def setup(self, stage: str) -> None:
+        """Decode a small folder into memory, once, before the workers start."""
+        if stage == "fit":
+            self._note(self.train.cache(self.cache_mb), same_everywhere=True)
+
+    def train_dataloader(self) -> DataLoader[dict[str, Any]]:
+        trainer = self.trainer
+        rank, processes = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+        batches = self.steps * (trainer.accumulate_grad_batches if trainer else 1)
+        crops = TrainingCrops(
+            self.train,
+            crop_size=self.crop_size,
+            scale=self.scale,
+            flip=self.flip,
+            seed=self.seed,
+            global_batch=processes * self.batch_size,
+        )
+        draws = BatchDraws(batch_size=self.batch_size, batches=batches, rank=rank, start=self._batches_done)
+        return ResumableLoader(crops, batch_sampler=draws, **self._loader_options(), collate_fn=collate)
+
+    def val_dataloader(self) -> DataLoader[dict[str, Any]] | list[Any]:
+        return self._whole(self.val)
+
+    def test_dataloader(self) -> DataLoader[dict[str, Any]] | list[Any]:
+        return self._whole(self.test)
+
+    def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        """Take the report of images that became unreadable out of the batch: the workers cannot keep count."""
+        self._note(batch.pop("unreadable", {}), same_everywhere=False)
+        return batch
+
+    def captions(self) -> list[str]:
+        """The distinct captions of all three parts, sorted: what the text encoder has to encode."""
+        return sorted({caption for part in (self.train, self.val, self.test) for caption in part.captions})
+
+    def summary(self) -> dict[str, int]:
+        """Counts for the summary of a run."""
+        return {
+            "train_images": len(self.train),
+            "val_images": len(self.val),
+            "test_images": len(self.test),
+            "captions": len(self.captions()),
+            "unreadable_images": len(self.unreadable),
+        }
+
+    def _whole(self, folder: ImageFolder) -> DataLoader[dict[str, Any]] | list[Any]:
+        if len(folder) == 0:
+            return []
+        images = WholeImages(folder, max_side=self.val_max_side)
+        return DataLoader(images, batch_size=None, shuffle=False, **self._loader_options())
+
+    def _loader_options(self) -> dict[str, Any]:
+        return {"num_workers": self.num_workers, "pin_memory": torch.cuda.is_available()}
+
+    def _batches_done(self) -> int:
+        """Micro-batches the training has behind it, over all epochs: restored from a checkpoint by Lightning.
+
+        ``processed``, because ``completed`` is one short in a checkpoint saved at the end of a batch.
+        """
+        return self.trainer.fit_loop.epoch_loop.batch_progress.total.processed if self.trainer else 0
+
+    def _note(self, unreadable: dict[str, str], *, same_everywhere: bool) -> None:
+        """Count unreadable images, and name each once (of very many, the first ones)."""
+        new = {name: reason for name, reason in unreadable.items() if name not in self.unreadable}
+        self.unreadable.update(new)
+        if same_everywhere and rank_zero_only.rank != 0:  # what every process finds is reported by one
+            return
+        for reason in list(new.values())[:MAX_NAMED]:
+            log.warning("left out: %s", reason)
+        if len(new) > MAX_NAMED:
+            log.warning("left out: %d more images that cannot be read", len(new) - MAX_NAMED)
+
+
+def _require(condition: bool, key: str, value: object, expected: str) -> None:
+    if not condition:
+        raise UserError(f"{key}: must be {expected}, got {value}")

@@ -1,0 +1,151 @@
+"""A folder of images as a list of samples: scanned once, unreadable files left out, captions attached."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from copy import copy
+from pathlib import Path
+
+from torch import Tensor
+
+from smsff.data.captions import read_captions
+from smsff.data.images import ImageError, find_images, image_size, load_image, printable, relative_name
+from smsff.errors import UserError
+
+BUNDLED = Path(__file__).parent / "photos"
+
+
+class ImageFolder:
+    """The readable images of one folder, or a part of them, in the order of their names.
+
+    Attributes:
+        root: The folder.
+        paths: The images.
+        captions: One for each image.
+        sizes: (width, height) of each image as in its header.
+        unreadable: Reason by name, for the files whose header could not be read.
+    """
+
+    def __init__(self, root: str | Path, *, default_caption: str, key: str = "data.root") -> None:
+        """Scan the folder.
+
+        Args:
+            root: The folder.
+            default_caption: For images that have no caption.
+            key: Config key to name in messages.
+
+        Raises:
+            UserError: If there is no such folder, no image in it, or no readable one, or captions are malformed.
+        """
+        self.root = Path(root).expanduser()
+        if not self.root.is_dir():
+            raise UserError(f"{key}: {printable(self.root)} is not a folder")
+        found = find_images(self.root)
+        if not found:
+            raise UserError(f"{key}: no images (jpg, png, webp, bmp, tif) in {printable(self.root)} or below it")
+        self.paths: list[Path] = []
+        self.sizes: list[tuple[int, int]] = []
+        self.unreadable: dict[str, str] = {}
+        for path in found:
+            try:
+                self.sizes.append(image_size(path))
+                self.paths.append(path)
+            except ImageError as error:
+                self.unreadable[printable(relative_name(path, self.root))] = str(error)
+        if not self.paths:
+            first = next(iter(self.unreadable.values()))
+            raise UserError(f"{key}: none of the {len(found)} images can be read; the first: {first}")
+        texts = read_captions(self.root, self.paths)
+        self.captions = [texts.get(path, default_caption) for path in self.paths]
+        self._cache: list[Tensor | str] | None = None
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def name(self, index: int) -> str:
+        """Name of an image relative to the folder, with forward slashes and always printable."""
+        return printable(relative_name(self.paths[index], self.root))
+
+    def load(self, index: int) -> Tensor:
+        """Image (3, H, W) uint8.
+
+        Raises:
+            ImageError: If the file has become unreadable, or was damaged behind its header.
+        """
+        if self._cache is None:
+            return load_image(self.paths[index])
+        image = self._cache[index]
+        if isinstance(image, str):
+            raise ImageError(image)
+        return image
+
+    def load_or_next(self, index: int) -> tuple[Tensor, int, dict[str, str]]:
+        """The image, or the next readable one in the order of names.
+
+        Returns:
+            The image (3, H, W) uint8, the index it really has, and the reason by name for each image passed over.
+
+        Raises:
+            ImageError: If no image of the folder can be read any more.
+        """
+        skipped: dict[str, str] = {}
+        for offset in range(len(self)):
+            candidate = (index + offset) % len(self)
+            try:
+                return self.load(candidate), candidate, skipped
+            except ImageError as error:
+                skipped[self.name(candidate)] = str(error)
+        raise ImageError(f"{printable(self.root)}: none of the {len(self)} images can be read any more")
+
+    def cache(self, limit_mb: float) -> dict[str, str]:
+        """Decode everything now and keep it in memory, if that needs at most ``limit_mb`` MB (10^6 bytes).
+
+        Loader workers that are forked afterwards share the memory. Nothing happens the second time.
+
+        Returns:
+            The reason by name for each image that could not be decoded.
+        """
+        if self._cache is not None or sum(3 * width * height for width, height in self.sizes) > limit_mb * 1e6:
+            return {}
+        self._cache = []
+        failed = {}
+        for index, path in enumerate(self.paths):
+            try:
+                self._cache.append(load_image(path))
+            except ImageError as error:
+                self._cache.append(str(error))
+                failed[self.name(index)] = str(error)
+        return failed
+
+    def subset(self, indices: Sequence[int]) -> ImageFolder:
+        """The same folder restricted to some images; ``unreadable`` stays that of the whole folder."""
+        part = copy(self)
+        part.paths = [self.paths[i] for i in indices]
+        part.sizes = [self.sizes[i] for i in indices]
+        part.captions = [self.captions[i] for i in indices]
+        part._cache = None
+        return part
+
+
+def split_by_name(names: Sequence[str], fraction: float) -> tuple[list[int], list[int]]:
+    """Divide images into training and validation by a hash of their names.
+
+    An image stays on its side when others come or go. Of two images or more at least one is on each side (unless
+    ``fraction`` is 0); only that rule, in very small folders, can move an image later.
+
+    Args:
+        names: Names as from ``ImageFolder.name``.
+        fraction: Expected share of the validation images, in [0, 1).
+
+    Returns:
+        Indices for training and for validation, each ascending.
+    """
+    ranks = [int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") / 2**64 for name in names]
+    order = sorted(range(len(names)), key=lambda i: (ranks[i], names[i]))
+    count = sum(rank < fraction for rank in ranks)
+    if fraction > 0 and len(names) > 1:
+        count = min(max(count, 1), len(names) - 1)
+    else:
+        count = 0
+    return sorted(order[count:]), sorted(order[:count])
