@@ -56,7 +56,7 @@ def test_ssim():
     torch.testing.assert_close(ks.ssim(truth, truth), torch.ones(2, dtype=torch.float64))
     # two constants: only the luminance term is left
     a, b, c1 = 0.2, 0.6, 0.01**2
-    value = ks.ssim(torch.full((1, 3, 20, 24), a), torch.full((1, 3, 20, 24), b))
+    value = ks.ssim(*(torch.full((1, 3, 20, 24), v, dtype=torch.float64) for v in (a, b)))
     assert value.item() == pytest.approx((2 * a * b + c1) / (a * a + b * b + c1), rel=1e-5)
 
 

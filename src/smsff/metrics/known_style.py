@@ -138,7 +138,7 @@ def apply_tone_curve(x: Tensor, curve: Tensor) -> Tensor:
 
 
 def measure(y: Tensor, truth: Tensor, source: Tensor) -> dict[str, float]:
-    """All figures of one picture (1, 3, H, W) without its border: to the truth, raw and tone-free, and to the source."""
+    """All figures of one picture (1, 3, H, W), border cropped: to the truth, raw and tone-free, and to the source."""
     y, truth, source = (crop_border(p) for p in (y, truth, source))
     figures = {"content": content_distance(y, source), "content_ssim": ssim(y, source)}
     for suffix, z in (("", y), ("_tone_free", tone_free(y, truth))):
