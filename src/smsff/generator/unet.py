@@ -4,13 +4,14 @@ Most parameters sit at 1/8 and 1/16 resolution, where they are cheap: about eigh
 nine-block ResNet of the same size. Pixel-unshuffle (space to depth) makes half-resolution features without losing a
 pixel; the last convolutions run at full resolution and see the RGB input again.
 
-There is no normalisation layer, so a pixel depends on nothing beyond `receptive_radius`, and an image stylized in tiles
-equals the image stylized whole. Residual blocks start as the identity and their branch is scaled by `GAIN / channels`
-instead: one Adam step moves every weight by the learning rate, hence the output of a convolution by an amount
-proportional to its number of inputs; the scale makes all levels equally sensitive and wide levels stable.
+The only normalisation is of the channels of one pixel (`unit`), so a pixel depends on nothing beyond
+`receptive_radius`, and an image stylized in tiles equals the image stylized whole. Residual blocks start as the identity
+and their branch is scaled by `GAIN / channels`: one Adam step moves every weight by the learning rate, hence the output
+of a convolution by an amount proportional to its number of inputs; the scale makes all levels equally sensitive.
 
 Sources: pixel shuffle: Shi et al. 2016; its checkerboard-free initialisation: Aitken et al. 2017; residual blocks
-without normalisation, scaled: Lim et al. 2017; zero-initialised branches: Zhang et al. 2019 (Fixup).
+with a scaled branch: Lim et al. 2017; zero-initialised branches: Zhang et al.
+2019 (Fixup); normalisation by the root mean square: Zhang and Sennrich 2019, per pixel as in Karras et al. 2018.
 """
 
 from __future__ import annotations
@@ -24,8 +25,13 @@ from torch import Tensor, nn
 GAIN = 32.0
 
 
+def unit(x: Tensor) -> Tensor:
+    """(B, C, H, W) divided by the root mean square of each pixel's channels."""
+    return x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-3)
+
+
 class ResidualBlock(nn.Module):
-    """x + GAIN/channels * conv(relu(conv(x))), the second convolution zero at the start."""
+    """x + GAIN/channels * conv(relu(conv(unit(x)))), the second convolution zero at the start."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -39,7 +45,7 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to the same shape."""
-        return x + self.scale * self.second(F.relu(self.first(x)))
+        return x + self.scale * self.second(F.relu(self.first(unit(x))))
 
 
 class Up(nn.Module):
@@ -55,7 +61,7 @@ class Up(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs, H, W) to (B, outputs, 2H, 2W)."""
-        return F.pixel_shuffle(self.project(x), 2)
+        return F.pixel_shuffle(self.project(unit(x)), 2)
 
 
 def _down(inputs: int, outputs: int) -> nn.Conv2d:
