@@ -1,0 +1,107 @@
+"""What a run on a known style is compared with: img2img by the style LoRA, and a network trained on true pairs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from smsff.metrics.known_style import crop_border, psnr, tone_free
+from smsff.randomness import keyed_randn
+from smsff.teacher.latent import pad_to_multiple
+from smsff.teacher.score import Teacher
+
+LATENT_MULTIPLE = 8
+"""Latents are padded to multiples of this, so that a U-Net with up to three downsamplings sees no odd size."""
+
+
+@torch.no_grad()
+def img2img(teacher: Teacher, x: Tensor, *, prompt: str, t0: int, steps: int = 10, seed: int = 0) -> Tensor:
+    """SDEdit (Meng et al. 2022) with the style score: noise up to t0, then `steps` DDIM steps (Song et al. 2021) down.
+
+    Args:
+        x: (B, 3, H, W) in [-1, 1]; mirrored at the right and the bottom to the size that the teacher needs.
+        prompt: condition of the style score; no guidance.
+        t0: where to start, 0 <= t0 < number of training steps; larger is more style and less of the photo.
+        seed: of the noise, which is the only randomness.
+
+    Returns:
+        (B, 3, H, W) in [-1, 1].
+    """
+    schedule = teacher.schedule
+    z = teacher.latent.encode(pad_to_multiple(x, LATENT_MULTIPLE * teacher.latent.downscale))
+    noise = keyed_randn(seed, "img2img", 0, range(len(z)), tuple(z.shape[1:])).to(z)
+    cond = teacher.encode_prompts([prompt] * len(z)).to(z.device)
+    times = torch.linspace(t0, 0, steps + 1).round().long().tolist()
+    z_t = schedule.add_noise(z, noise, torch.full((len(z),), t0, device=z.device))
+    for now, after in zip(times[:-1], [*times[1:-1], None], strict=True):
+        t = torch.full((len(z),), now, device=z.device)
+        eps = teacher.style(z_t, t, cond)
+        clean = schedule.x0_from_eps(z_t, eps, t)
+        # the last step ends in the clean latent, not at t = 0, which still has a little noise
+        z_t = clean if after is None else schedule.add_noise(clean, eps, torch.full_like(t, after))
+    return teacher.latent.decode(z_t)[..., : x.shape[-2], : x.shape[-1]].clamp(-1, 1)
+
+
+def choose_t0(
+    teacher: Teacher, x: Tensor, truth: Tensor, *, prompt: str, candidates: Sequence[int], steps: int = 10
+) -> tuple[int, dict[int, float]]:
+    """The start of img2img with the best tone-free PSNR on a validation photo, and that PSNR for every candidate.
+
+    Args:
+        x, truth: photo and its true stylization, (1, 3, H, W) in [-1, 1].
+    """
+    scores = {}
+    for t0 in candidates:
+        y = img2img(teacher, x, prompt=prompt, t0=t0, steps=steps)
+        pair = [crop_border((p + 1) / 2) for p in (y, truth)]
+        scores[t0] = psnr(tone_free(*pair), pair[1]).item()
+    return max(scores, key=scores.__getitem__), scores
+
+
+def train_paired(
+    generator: nn.Module,
+    crops: Iterable[Tensor],
+    operator: Callable[[Tensor], Tensor],
+    *,
+    steps: int,
+    lr: float = 1e-3,
+    clip_norm: float = 1.0,
+) -> float:
+    """Train in place with L1 on (crop, operator(crop)): what the network can do when it is shown the answers.
+
+    Args:
+        crops: at least `steps` batches (B, 3, S, S) in [-1, 1].
+        operator: the known style, RGB in [0, 1] to RGB in [0, 1].
+        lr: rate of AdamW after a short linear rise; a cosine takes it to 0 at the end.
+
+    Returns:
+        The mean loss of the last tenth of the steps.
+    """
+    optimizer = torch.optim.AdamW(generator.parameters(), lr=lr, weight_decay=0.0)
+    rise = max(1, steps // 20)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda i: min((i + 1) / rise, 0.5 * (1 + math.cos(math.pi * i / steps)))
+    )
+    losses: list[float] = []
+    generator.train()
+    for x in crops:
+        if len(losses) == steps:
+            break
+        with torch.no_grad():
+            truth = 2 * operator((x + 1) / 2) - 1
+        loss = F.l1_loss(generator(x), truth)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(generator.parameters(), clip_norm)
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.item())
+    if len(losses) < steps:
+        raise ValueError(f"{steps} batches are needed, only {len(losses)} came")
+    generator.eval()
+    tail = losses[-max(1, steps // 10) :]
+    return sum(tail) / len(tail)

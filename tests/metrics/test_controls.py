@@ -1,0 +1,70 @@
+import pytest
+import torch
+from torch import Tensor, nn
+
+from smsff.metrics.controls import choose_t0, img2img, train_paired
+from smsff.teacher.gaussian import GaussianTeacher
+
+
+def photo(b: int = 2, h: int = 24, w: int = 37) -> Tensor:
+    return torch.rand(b, 3, h, w, generator=torch.Generator().manual_seed(1)) * 1.6 - 0.8
+
+
+def teacher_of(mean: float, std: float) -> GaussianTeacher:
+    return GaussianTeacher(mean_base=0.0, std_base=1.0, mean_style=mean, std_style=std)
+
+
+@pytest.mark.parametrize("t0", [50, 400, 900])
+def test_img2img_ends_on_a_style_that_is_one_point(t0):
+    """If the style is a point mass, one look at any noise level gives it exactly."""
+    y = img2img(teacher_of(0.3, 1e-6), photo(), prompt="", t0=t0)
+    torch.testing.assert_close(y, torch.full((2, 3, 24, 37), 0.3), atol=1e-3, rtol=0)
+
+
+def test_img2img_from_little_noise_keeps_the_photo_and_from_much_does_not():
+    x, teacher = photo(), teacher_of(0.5, 0.3)
+    changes = [(img2img(teacher, x, prompt="", t0=t0) - x).abs().mean() for t0 in (0, 100, 400, 900)]
+    assert changes[0] < 0.03  # the noise of t = 0 has a deviation of 0.029
+    assert changes[0] < changes[1] < changes[2] < changes[3]
+
+
+def test_img2img_depends_on_the_seed_alone():
+    x, teacher = photo(), teacher_of(0.0, 0.5)
+    first = img2img(teacher, x, prompt="", t0=500, seed=1)
+    torch.rand(3)
+    assert torch.equal(first, img2img(teacher, x, prompt="", t0=500, seed=1))
+    assert not torch.equal(first, img2img(teacher, x, prompt="", t0=500, seed=2))
+
+
+def test_choose_t0_takes_the_best_on_the_photo():
+    x = photo(1, 40, 44)
+    best, scores = choose_t0(teacher_of(0.0, 0.5), x, x, prompt="", candidates=(300, 20, 700))
+    assert best == 20
+    assert list(scores) == [300, 20, 700]
+    assert scores[20] > scores[300] > scores[700]
+
+
+class Affine(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.mix(x)
+        return out
+
+
+def test_paired_training_learns_a_style_that_the_network_can_express():
+    torch.manual_seed(0)
+    network = Affine()
+    crops = (torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(i)) * 2 - 1 for i in range(400))
+    loss = train_paired(network, crops, lambda x: 1 - 0.5 * x, steps=400, lr=0.05)
+    assert loss < 0.01
+    x = photo()
+    torch.testing.assert_close(network(x), 2 * (1 - 0.5 * (x + 1) / 2) - 1, atol=0.02, rtol=0)
+    assert not network.training
+
+
+def test_paired_training_says_when_data_run_out():
+    with pytest.raises(ValueError, match="5 batches are needed, only 3 came"):
+        train_paired(Affine(), [torch.zeros(1, 3, 8, 8)] * 3, lambda x: x, steps=5)
