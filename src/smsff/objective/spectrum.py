@@ -8,6 +8,7 @@ Late in training t is small and only the coarsest frequencies are held; early, a
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from functools import lru_cache
 from typing import Literal, get_args
 
@@ -37,8 +38,10 @@ def _separable(x: Tensor, *, inverse: bool) -> Tensor:
     columns = dct_matrix(x.shape[-1], x.device, work.dtype)
     if inverse:
         rows, columns = rows.mT, columns.mT
-    # Autocast would run these two products in 16 bits.
-    with torch.autocast(x.device.type, enabled=False):
+    # Autocast, where the device has it, would run these two products in 16 bits.
+    device = x.device.type
+    full = torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+    with full:
         return (rows @ work @ columns.mT).to(x.dtype)
 
 

@@ -73,7 +73,7 @@ class GaussianTeacher(nn.Module):
         self.base = GaussianScore(self.schedule, mean=mean_base, std=std_base)
         self.style = GaussianScore(self.schedule, mean=mean_style, std=std_style)
 
-    def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
+    def encode_prompts(self, prompts: Sequence[str], *, style: bool = False) -> Tensor:
         """Zeros (N, 1, 1) on the schedule's device: there is nothing to condition on."""
         return torch.zeros(len(prompts), 1, 1, device=self.schedule.betas.device)
 

@@ -54,8 +54,8 @@ class Teacher(Protocol):
     @property
     def style(self) -> Score: ...
 
-    def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
-        """Prompt embeddings (N, L, D), cached by prompt."""
+    def encode_prompts(self, prompts: Sequence[str], *, style: bool = False) -> Tensor:
+        """Prompt embeddings (N, L, D), cached by prompt; with ``style`` those that the style score takes."""
         ...
 
     def drop_text_encoder(self) -> None:

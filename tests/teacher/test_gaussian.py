@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from smsff.errors import UserError
+from smsff.objective.sms import StyleMatchingObjective, latent_surrogate
+from smsff.teacher.gaussian import GaussianFakeScore, GaussianScore, GaussianTeacher, gaussian_eps
+from smsff.teacher.schedule import NoiseSchedule, scaled_linear_betas
+from smsff.teacher.score import Teacher, guided
+
+SHAPE = (3, 3, 5, 7)
+T = torch.tensor([50, 400, 900])
+
+
+def draw(seed: int, shape: tuple[int, ...] = SHAPE) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def half_schedule() -> NoiseSchedule:
+    """One step with alpha bar 1/2, where the factor sqrt(ab (1 - ab)) is 1/2."""
+    return NoiseSchedule(torch.tensor([0.5])).double()
+
+
+@pytest.mark.parametrize(("mean", "expected"), [(0.0, -1.0), (1.0, -0.5), (2.0, 0.0)])
+def test_style_minus_fake_at_alpha_bar_one_half(mean: float, expected: float) -> None:
+    """Style N(2, 1), exact fake N(m, 1): the difference is sqrt(ab (1 - ab)) (m - 2) everywhere."""
+    teacher = GaussianTeacher(mean_style=2.0, schedule=half_schedule()).double()
+    fake = GaussianFakeScore(teacher, mean=mean).double()
+    t = torch.zeros(3, dtype=torch.long)
+    cond = teacher.encode_prompts(["a"] * 3)
+    z_t = teacher.schedule.add_noise(mean + draw(0), draw(1), t)
+    difference = teacher.style(z_t, t, cond) - fake(z_t, t, cond)
+    torch.testing.assert_close(difference, torch.full_like(difference, expected))
+
+
+@pytest.mark.parametrize("mean", [0.0, 1.0, 2.0])
+def test_style_minus_fake_at_every_timestep(mean: float) -> None:
+    teacher = GaussianTeacher(mean_style=2.0).double()
+    fake = GaussianFakeScore(teacher, mean=mean).double()
+    cond = teacher.encode_prompts(["a"] * 3)
+    z_t = teacher.schedule.add_noise(mean + draw(0), draw(1), T)
+    difference = teacher.style(z_t, T, cond) - fake(z_t, T, cond)
+    ab = teacher.schedule.alpha_bar(T)
+    torch.testing.assert_close(difference, ((ab * (1 - ab)).sqrt() * (mean - 2)).expand(SHAPE))
+
+
+def test_prediction_is_the_regression_of_the_noise() -> None:
+    """With the right mean and std no affine correction of eps(z_t) predicts the noise better."""
+    schedule = NoiseSchedule(scaled_linear_betas()).double()
+    t = torch.tensor([300])
+    noise = draw(1, (1, 1, 400, 500))
+    z_t = schedule.add_noise(1.5 + 0.7 * draw(0, noise.shape), noise, t)
+    eps = gaussian_eps(z_t, schedule.alpha_bar(t), 1.5, 0.7).flatten()
+    residual = noise.flatten() - eps
+    # Orthogonal to constants and to the prediction itself; both averages have a standard error near 2e-3.
+    assert residual.mean().abs() < 0.01
+    assert (residual * eps).mean().abs() < 0.01
+    assert eps.var() > 0.3
+
+
+def test_is_a_teacher_with_the_image_as_latent() -> None:
+    teacher: Teacher = GaussianTeacher()
+    x = draw(0)
+    assert teacher.latent.decode(teacher.latent.encode(x)) is x
+    assert (teacher.latent.downscale, teacher.latent.channels) == (1, 3)
+    cond = teacher.encode_prompts(["a", "b"])
+    assert cond.shape == (2, 1, 1)
+    teacher.drop_text_encoder()
+    assert torch.equal(teacher.encode_prompts(["a", "b"]), cond)
+    z_t = teacher.schedule.add_noise(x, draw(1), T)
+    embedding = teacher.encode_prompts(["a"] * 3)
+    # Base N(0, 1) has the marginal N(0, 1) at every t, so its prediction is sqrt(1 - ab) z_t.
+    expected = (1 - teacher.schedule.alpha_bar(T)).sqrt().double() * z_t
+    torch.testing.assert_close(guided(teacher.base, z_t, T, embedding, embedding, 3.0), expected)
+    assert not list(GaussianTeacher().parameters())
+
+
+def test_fake_loss_reaches_the_fake_alone() -> None:
+    teacher = GaussianTeacher().double()
+    fake = GaussianFakeScore(teacher).double()
+    z = draw(0).requires_grad_()
+    loss = fake.loss(z, draw(1), T, teacher.encode_prompts(["a"] * 3))
+    assert loss.shape == (3,)
+    loss.mean().backward()
+    assert z.grad is None
+    assert [name for name, _ in fake.trainable_parameters()] == ["mean", "log_std"]
+    assert all(p.grad is not None and p.grad != 0 for _, p in fake.trainable_parameters())
+
+
+def test_fake_loss_weight() -> None:
+    teacher = GaussianTeacher().double()
+    args = (draw(0), draw(1), T, teacher.encode_prompts(["a"] * 3))
+    plain = GaussianFakeScore(teacher).double().loss(*args)
+    weighted = GaussianFakeScore(teacher, loss_weight="alpha_bar_squared").double().loss(*args)
+    torch.testing.assert_close(weighted, teacher.schedule.alpha_bar(T).flatten() ** 2 * plain)
+
+
+def test_fake_learns_mean_and_deviation() -> None:
+    teacher = GaussianTeacher()
+    fake = GaussianFakeScore(teacher)
+    optimizer = torch.optim.Adam(fake.parameters(), lr=0.05)
+    generator = torch.Generator().manual_seed(0)
+    shape = (8, 3, 12, 16)
+    for _ in range(300):
+        z = 1.5 + 0.6 * torch.randn(shape, generator=generator)
+        t = torch.randint(20, 980, (8,), generator=generator)
+        loss = fake.loss(z, torch.randn(shape, generator=generator), t, teacher.encode_prompts([""] * 8)).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert fake.mean.item() == pytest.approx(1.5, abs=0.1)
+    assert fake.log_std.exp().item() == pytest.approx(0.6, abs=0.1)
+
+
+def test_whole_loop_moves_the_output_to_the_style() -> None:
+    """A generator that can only shift its input learns the shift from base N(0, 1) to style N(2, 1)."""
+    teacher = GaussianTeacher(mean_style=2.0)
+    fake = GaussianFakeScore(teacher)
+    shift = torch.nn.Parameter(torch.zeros(()))
+    objective = StyleMatchingObjective(lambda_freq=0.0, weight="x0")
+    optimizer = torch.optim.Adam([{"params": [shift], "lr": 0.02}, {"params": fake.parameters(), "lr": 0.1}])
+    generator = torch.Generator().manual_seed(0)
+    shape = (8, 3, 6, 8)
+    cond = teacher.encode_prompts([""] * 8)
+    for _ in range(400):
+        z = torch.randn(shape, generator=generator) + shift
+        t = torch.randint(20, 500, (8,), generator=generator)
+        noise = torch.randn(shape, generator=generator)
+        z_t = teacher.schedule.add_noise(z, noise, t)
+        g = objective.gradient(
+            teacher.style(z_t, t, cond),
+            fake(z_t, t, cond),
+            t=t,
+            schedule=teacher.schedule,
+            relevance=torch.ones(8, 1, 6, 8),
+        )
+        loss = latent_surrogate(z, g).mean() + fake.loss(z, noise, t, cond).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert shift.item() == pytest.approx(2.0, abs=0.15)
+    assert fake.mean.item() == pytest.approx(2.0, abs=0.15)
+
+
+def test_refusals() -> None:
+    with pytest.raises(UserError, match="positive"):
+        GaussianScore(half_schedule(), mean=0.0, std=0.0)
+    with pytest.raises(UserError, match=r"fake_score\.loss_weight='snr'"):
+        GaussianFakeScore(GaussianTeacher(), loss_weight="snr")  # type: ignore[arg-type]
