@@ -1,0 +1,72 @@
+"""Images to latents and back, through the auto-encoder of the base model."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, AutoencoderTiny
+from torch import Tensor, nn
+
+
+def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
+    """Extend (B, C, H, W) at the right and the bottom until both sides are multiples of `multiple`.
+
+    The border is mirrored; a side too short to be mirrored that far is repeated instead.
+    """
+    height, width = x.shape[-2:]
+    bottom, right = -height % multiple, -width % multiple
+    if bottom == 0 and right == 0:
+        return x
+    mode = "reflect" if bottom < height and right < width else "replicate"
+    return F.pad(x, (0, right, 0, bottom), mode=mode)
+
+
+class AutoencoderLatent(nn.Module):
+    """A `LatentCoder` over AutoencoderKL or AutoencoderTiny: z = (posterior mean - shift_factor) * scaling_factor.
+
+    The auto-encoder is frozen and stays in evaluation mode, but lets the gradient of z through to the image.
+
+    Args:
+        vae: the auto-encoder; its configuration gives the number of channels, the downscale factor and the scaling.
+        checkpoint: recompute the encoder's blocks in the backward pass instead of keeping their activations; without
+            effect where no gradient is wanted.
+    """
+
+    def __init__(self, vae: AutoencoderKL | AutoencoderTiny, *, checkpoint: bool = False) -> None:
+        super().__init__()
+        self.vae = vae.requires_grad_(False).eval()
+        tiny = isinstance(vae, AutoencoderTiny)
+        widths = vae.config.encoder_block_out_channels if tiny else vae.config.block_out_channels
+        self.downscale: int = 2 ** (len(widths) - 1)
+        self.channels: int = vae.config.latent_channels
+        self.scaling: float = vae.config.scaling_factor
+        self.shift: float = vae.config.shift_factor or 0.0
+        if checkpoint:
+            vae.enable_gradient_checkpointing()
+
+    def train(self, mode: bool = True) -> AutoencoderLatent:
+        """Never leaves evaluation mode, whatever the training loop asks for."""
+        return super().train(False)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Scaled latents, the mean of the posterior, differentiable in x.
+
+        Args:
+            x: (B, 3, H, W) in [-1, 1], any H and W: the image is padded here, by reflection at the right and bottom.
+
+        Returns:
+            (B, channels, ceil(H / downscale), ceil(W / downscale)), at least float32.
+        """
+        x = pad_to_multiple(x, self.downscale).to(self.vae.dtype)
+        encoded = self.vae.encode(x)
+        mean = encoded.latents if isinstance(self.vae, AutoencoderTiny) else encoded.latent_dist.mean
+        return (mean.to(x.dtype) - self.shift) * self.scaling
+
+    def decode(self, z: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """Images (B, 3, H, W), about [-1, 1] and not clipped, of scaled latents z (B, channels, h, w).
+
+        Args:
+            size: crop to these (H, W), those of the image that was encoded; None keeps h and w times `downscale`.
+        """
+        z = z.to(self.vae.dtype) / self.scaling + self.shift
+        x = self.vae.decode(z).sample
+        return x if size is None else x[..., : size[0], : size[1]]

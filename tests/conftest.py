@@ -1,0 +1,57 @@
+"""Shared by all tests: no network, one thread, fixed seeds, and tiny pipelines that are built once."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+# Before the libraries are imported: they read these once.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from tiny_pipelines import TinySpec, build_pipeline, build_text_encoder, build_tokenizer, build_unet, write_kohya_lora
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """``tiny_pipeline(**TinySpec fields)`` gives the folder of such a pipeline, built once per session."""
+    built: dict[TinySpec, Path] = {}
+
+    def folder(**fields: object) -> Path:
+        spec = TinySpec(**fields)  # type: ignore[arg-type]
+        if spec not in built:
+            built[spec] = build_pipeline(tmp_path_factory.mktemp("pipeline"), spec)
+        return built[spec]
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tiny_pipeline: Callable[..., Path]) -> Path:
+    """A pipeline folder shaped like the bundled teacher (8 latent channels, f = 2, 16 tokens), at reduced width."""
+    return tiny_pipeline()
+
+
+@pytest.fixture(scope="session")
+def tiny_lora(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A kohya-format LoRA file (attention, convolutions, text encoder) that fits `tiny_base`."""
+    path = tmp_path_factory.mktemp("lora") / "style.safetensors"
+    spec = TinySpec()
+    write_kohya_lora(path, build_unet(spec), build_text_encoder(spec, len(build_tokenizer(spec.tokens))))
+    return path
