@@ -2,9 +2,9 @@
 # make VENV=path ... uses that environment as it is, and installs nothing.
 
 PYTHON ?= python3
-STYLE ?= cel
-SEED ?= 0
-RUN ?= outputs/demo/$(STYLE)-$(SEED)
+ifndef RUN
+RUN := outputs/demo_$(shell date +%Y-%m-%d_%H-%M-%S)
+endif
 
 ifeq ($(origin VENV),undefined)
 VENV := .venv
@@ -24,8 +24,8 @@ export OMP_WAIT_POLICY ?= passive
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(READY) ## train, export, stylize two photos, print the table of figures (STYLE=cel SEED=0)
-	$(BIN)/python train.py style=$(STYLE) seed=$(SEED) hydra.run.dir=$(RUN)
+demo: $(READY) ## train, export, stylize two photos, print the table of figures (STYLE= SEED= RUN=)
+	$(BIN)/python train.py run_dir=$(RUN) $(if $(STYLE),style=$(STYLE)) $(if $(SEED),seed=$(SEED))
 	$(BIN)/python export.py ckpt=$(RUN)/checkpoints/last.ckpt out=$(RUN)/export
 	$(BIN)/python -m smsff.demo --run $(RUN) --model $(RUN)/export
 

@@ -57,7 +57,7 @@ class Affine(nn.Module):
 def test_paired_training_learns_a_style_that_the_network_can_express():
     torch.manual_seed(0)
     network = Affine()
-    crops = (torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(i)) * 2 - 1 for i in range(400))
+    crops = (torch.rand(2, 3, 24, 24, generator=torch.Generator().manual_seed(i)) * 2 - 1 for i in range(400))
     loss = train_paired(network, crops, lambda x: 1 - 0.5 * x, steps=400, lr=0.05)
     assert loss < 0.01
     x = photo()
@@ -67,4 +67,13 @@ def test_paired_training_learns_a_style_that_the_network_can_express():
 
 def test_paired_training_says_when_data_run_out():
     with pytest.raises(ValueError, match="5 batches are needed, only 3 came"):
-        train_paired(Affine(), [torch.zeros(1, 3, 8, 8)] * 3, lambda x: x, steps=5)
+        train_paired(Affine(), [torch.zeros(1, 3, 24, 24)] * 3, lambda x: x, steps=5)
+
+
+def test_paired_training_leaves_the_border_out():
+    def spoiled(x: Tensor) -> Tensor:
+        y = torch.full_like(x, 1e3)
+        y[..., 8:-8, 8:-8] = x[..., 8:-8, 8:-8]
+        return y
+
+    assert train_paired(Affine(), [torch.zeros(1, 3, 24, 24)] * 3, spoiled, steps=3) < 1

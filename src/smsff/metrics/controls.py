@@ -68,13 +68,13 @@ def train_paired(
     operator: Callable[[Tensor], Tensor],
     *,
     steps: int,
-    lr: float = 1e-3,
+    lr: float = 5e-4,
     clip_norm: float = 1.0,
 ) -> float:
     """Train in place with L1 on (crop, operator(crop)): what the network can do when it is shown the answers.
 
     Args:
-        crops: at least `steps` batches (B, 3, S, S) in [-1, 1].
+        crops: at least `steps` batches (B, 3, S, S) in [-1, 1]; the outermost pixels do not count.
         operator: the known style, RGB in [0, 1] to RGB in [0, 1].
         lr: rate of AdamW after a short linear rise; a cosine takes it to 0 at the end.
 
@@ -93,7 +93,8 @@ def train_paired(
             break
         with torch.no_grad():
             truth = 2 * operator((x + 1) / 2) - 1
-        loss = F.l1_loss(generator(x), truth)
+        # a filter mirrors the border of a crop, where it would see the rest of a whole photo
+        loss = F.l1_loss(crop_border(generator(x)), crop_border(truth))
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(generator.parameters(), clip_norm)

@@ -1,0 +1,232 @@
+"""What a run on a known style came to, on the two photos that no training has seen: figures and pictures.
+
+    python -m smsff.demo --run outputs/RUN --model MODEL        after train.py and export.py
+
+Measures the exported model and its controls (`smsff.metrics`), adds the table and the bar to the run's metrics.json,
+and writes pictures to RUN/pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor, nn
+
+from smsff.callbacks.summary import write_json
+from smsff.config import find_target
+from smsff.data.folder import BUNDLED
+from smsff.data.images import find_images, load_image
+from smsff.data.known_styles import STYLES
+from smsff.errors import UserError
+from smsff.metrics import known_style, table
+from smsff.metrics.controls import choose_t0, img2img, train_paired
+from smsff.metrics.table import CEILING, IMG2IMG, NOTHING, OURS, TONE_CURVE, Table
+from smsff.stylize.stylizer import load_stylizer
+from smsff.teacher.score import Teacher
+
+T0_CANDIDATES = (100, 200, 300, 400, 500)
+CEILING_STEPS = 800
+VALIDATION_SIDE = 256
+LABEL_HEIGHT = 26
+
+Pictures = dict[str, dict[str, Tensor]]  # row -> photo -> (1, 3, H, W) in [0, 1]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run on a known style.
+
+    Attributes:
+        folder: With config.yaml and metrics.json.
+        config: The resolved configuration.
+        operator: The known style, RGB (B, 3, H, W) in [0, 1] to the same.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    operator: Callable[[Tensor], Tensor]
+
+    @classmethod
+    def open(cls, folder: Path) -> Run:
+        """
+        Raises:
+            UserError: the folder holds no run, or one on a style whose truth is not known.
+        """
+        file = folder / "config.yaml"
+        if not file.is_file():
+            raise UserError(f"--run {folder}: there is no config.yaml in it; train.py writes one")
+        config = OmegaConf.to_container(OmegaConf.load(file))
+        assert isinstance(config, dict)
+        style = config["style"]["name"]
+        if style not in STYLES:
+            raise UserError(
+                f"--run {folder}: the truth of style {style} is not known, only of {', '.join(sorted(STYLES))}"
+            )
+        return cls(folder, {str(k): v for k, v in config.items()}, STYLES[style])
+
+    def build(self, key: str, **overrides: Any) -> Any:
+        """What a node of the configuration describes."""
+        node = {**self.config[key], **overrides}
+        return find_target(node.pop("_target_"), f"{key}._target_")(**node)
+
+    @property
+    def prompt(self) -> str:
+        """The prompt of the style score for a photo without a caption."""
+        style: str = self.build("prompts").of(self.config["data"].get("default_caption", ""))[0]
+        return style
+
+
+def load_photos(part: str) -> dict[str, Tensor]:
+    """Bundled photos by name, whole, (1, 3, H, W) in [0, 1]."""
+    return {path.stem: load_image(path)[None].float() / 255 for path in find_images(BUNDLED / part)}
+
+
+def middle(x: Tensor, side: int) -> Tensor:
+    """The central square of `side` pixels, or less where x is smaller."""
+    top, left = max(0, (x.shape[-2] - side) // 2), max(0, (x.shape[-1] - side) // 2)
+    return x[..., top : top + side, left : left + side]
+
+
+def stylized_by_teacher(run: Run, photos: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """img2img of whole photos with the t0 that is best on the middle of the validation photo, and that choice."""
+    teacher: Teacher = run.build("teacher")
+    photo = middle(next(iter(load_photos("val").values())), VALIDATION_SIDE)
+    truth = run.operator(photo)
+    prompt = run.prompt
+    t0, scores = choose_t0(teacher, 2 * photo - 1, 2 * truth - 1, prompt=prompt, candidates=T0_CANDIDATES)
+    results = {name: (img2img(teacher, 2 * x - 1, prompt=prompt, t0=t0) + 1) / 2 for name, x in photos.items()}
+    return results, {"t0": t0, "prompt": prompt, "validation_psnr_tone_free": {str(t): s for t, s in scores.items()}}
+
+
+def paired_network(run: Run, steps: int) -> tuple[nn.Module, dict[str, Any]]:
+    """The run's architecture trained on true pairs of the run's training crops."""
+    torch.manual_seed(run.config["seed"])
+    generator: nn.Module = run.build("generator")
+    start = time.monotonic()
+    loader = run.build("data", steps=steps).train_dataloader()
+    loss = train_paired(generator, (batch["image"] for batch in loader), run.operator, steps=steps)
+    return generator, {"steps": steps, "l1": loss, "seconds": round(time.monotonic() - start, 1)}
+
+
+@torch.inference_mode()
+def stylize_whole(network: Callable[[Tensor], Tensor], photos: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Whole photos [0, 1] through a network on [-1, 1]."""
+    return {name: ((network(2 * x - 1) + 1) / 2).clamp(0, 1) for name, x in photos.items()}
+
+
+def make_pictures(run: Run, model: Path, ceiling_steps: int) -> tuple[Pictures, dict[str, Any]]:
+    """Every row of the table for both test photos, the truth as row "truth", and how the controls were made."""
+    photos = load_photos("test")
+    truth = {name: run.operator(x) for name, x in photos.items()}
+    print("the photos by the exported model")
+    ours = stylize_whole(load_stylizer(model), photos)
+    print("control: a tone curve fitted on the training photos")
+    curve = known_style.fit_tone_curve((x, run.operator(x)) for x in load_photos("train").values())
+    print("control: img2img with the style LoRA")
+    by_teacher, img2img_notes = stylized_by_teacher(run, photos)
+    print(f"control: the same network trained on true pairs, {ceiling_steps} steps")
+    paired, ceiling_notes = paired_network(run, ceiling_steps)
+    pictures = {
+        NOTHING: photos,
+        TONE_CURVE: {name: known_style.apply_tone_curve(x, curve) for name, x in photos.items()},
+        IMG2IMG: by_teacher,
+        OURS: ours,
+        CEILING: stylize_whole(paired, photos),
+        "truth": truth,
+    }
+    return pictures, {"img2img": img2img_notes, "paired_ceiling": ceiling_notes}
+
+
+def measure_pictures(pictures: Pictures) -> Table:
+    """The table of all rows."""
+    photos, truth = pictures[NOTHING], pictures["truth"]
+    return table.build_table(
+        {
+            row: {name: known_style.measure(y, truth[name], photos[name]) for name, y in pictures[row].items()}
+            for row in table.ROWS
+        }
+    )
+
+
+def to_image(x: Tensor) -> Image.Image:
+    """(1, 3, H, W) in [0, 1] to an 8-bit picture."""
+    return Image.fromarray((x[0].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).contiguous().numpy())
+
+
+def side_by_side(columns: Mapping[str, Tensor]) -> Image.Image:
+    """Pictures of one size in a row, each under its name."""
+    images = {name: to_image(x) for name, x in columns.items()}
+    width, height = next(iter(images.values())).size
+    sheet = Image.new("RGB", (len(images) * (width + 4) - 4, height + LABEL_HEIGHT), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(16)
+    for i, (name, image) in enumerate(images.items()):
+        left = i * (width + 4)
+        draw.text((left + 4, 3), name, "black", font)
+        sheet.paste(image, (left, LABEL_HEIGHT))
+    return sheet
+
+
+def write_pictures(pictures: Pictures, folder: Path) -> list[Path]:
+    """For each photo: a comparison of the rows, before beside after, and the result alone, all at full size."""
+    folder.mkdir(parents=True, exist_ok=True)
+    columns = {NOTHING: "photo", IMG2IMG: IMG2IMG, OURS: OURS, CEILING: CEILING, "truth": "true style"}
+    written = []
+    for name, photo in pictures[NOTHING].items():
+        ours = pictures[OURS][name]
+        for suffix, picture in (
+            ("comparison", side_by_side({label: pictures[row][name] for row, label in columns.items()})),
+            ("before_after", side_by_side({"before": photo, "after": ours})),
+            ("stylized", to_image(ours)),
+        ):
+            written.append(folder / f"{name}_{suffix}.png")
+            picture.save(written[-1])
+    return written
+
+
+def report(run: Run, figures: Table, notes: Mapping[str, Any], pictures: Sequence[Path]) -> None:
+    """Print the table, the bar and the places; add them to metrics.json and write table.md."""
+    path = run.folder / "metrics.json"
+    metrics = json.loads(path.read_text()) if path.is_file() else {}
+    bar = table.bar_report(figures)
+    metrics["known_style"] = {"style": run.config["style"]["name"], "table": figures, "bar": bar, **notes}
+    write_json(path, metrics)
+    text = table.to_markdown(figures)
+    (run.folder / "table.md").write_text(text + "\n")
+    print(f"\n{text}\n\nThe bar (tone-free, mean of the photos): {'reached' if bar['passed'] else 'not reached'}")
+    for check in table.check_bar(figures):
+        print(f"  {check}")
+    print("\nPictures:", *pictures, sep="\n  ")
+    print(f"Figures:\n  {path}\n  {run.folder / 'table.md'}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status 0, or 2 after one message for bad input."""
+    parser = argparse.ArgumentParser(prog="python -m smsff.demo", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--run", type=Path, required=True, help="folder that train.py wrote")
+    parser.add_argument("--model", type=Path, required=True, help="folder that export.py wrote")
+    parser.add_argument("--ceiling-steps", type=int, default=CEILING_STEPS, help="training of the paired ceiling")
+    args = parser.parse_args(arguments)
+    if args.ceiling_steps < 1:
+        parser.error("--ceiling-steps must be at least 1")
+    try:
+        run = Run.open(args.run)
+        pictures, notes = make_pictures(run, args.model, args.ceiling_steps)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    report(run, measure_pictures(pictures), notes, write_pictures(pictures, args.run / "pictures"))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
