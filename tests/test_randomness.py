@@ -30,7 +30,8 @@ def test_global_random_state_is_left_alone() -> None:
 
 def test_draws_across_iterations_and_positions_are_uniform_and_uncorrelated() -> None:
     u = torch.stack([keyed_rand(0, "t", i, range(8)) for i in range(500)]).double()
-    assert u.min() >= 0 and u.max() < 1
+    assert u.min() >= 0
+    assert u.max() < 1
     histogram = torch.histc(u, bins=10, min=0, max=1) / u.numel()
     assert (histogram - 0.1).abs().max() < 0.02
     centred = u - u.mean()
@@ -40,8 +41,10 @@ def test_draws_across_iterations_and_positions_are_uniform_and_uncorrelated() ->
 
 def test_normal_draws_have_unit_scale_and_the_asked_shape() -> None:
     z = keyed_randn(5, "noise", 2, [4, 9, 1], (4, 40, 30))
-    assert z.shape == (3, 4, 40, 30) and z.dtype == torch.float32
-    assert abs(z.mean().item()) < 0.03 and abs(z.std().item() - 1) < 0.03
+    assert z.shape == (3, 4, 40, 30)
+    assert z.dtype == torch.float32
+    assert abs(z.mean().item()) < 0.03
+    assert abs(z.std().item() - 1) < 0.03
     assert keyed_randn(5, "noise", 2, [], (4, 3)).shape == (0, 4, 3)
     assert keyed_rand(5, "noise", 2, []).shape == (0,)
 

@@ -16,9 +16,9 @@ METADATA = "metadata.jsonl"
 def read_captions(root: Path, images: Sequence[Path]) -> dict[Path, str]:
     """Captions of those images that have one.
 
-    First choice is the nearest ``metadata.jsonl`` that names the image, from its own folder up to ``root``; each line is
-    an object with ``file_name``, relative to the folder of the metadata file, and ``text``. Second choice is a ``.txt``
-    of the same name beside the image. Empty captions count as none.
+    First choice is the nearest ``metadata.jsonl`` that names the image, from its own folder up to ``root``; each line
+    is an object with ``file_name``, relative to the folder of the metadata file, and ``text``. Second choice is a
+    ``.txt`` of the same name beside the image. Empty captions count as none.
 
     Args:
         root: The folder that was searched.

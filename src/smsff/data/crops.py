@@ -13,14 +13,14 @@ def to_signed(image: Tensor) -> Tensor:
 
 
 def resize(image: Tensor, height: int, width: int) -> Tensor:
-    """Antialiased bicubic resize of (3, H, W) uint8; integer arithmetic, so the same on every machine and thread count."""
+    """Antialiased bicubic resize of (3, H, W) uint8; integer arithmetic, so the number of threads does not matter."""
     if image.shape[1:] == (height, width):
         return image
     return F.interpolate(image[None], size=(height, width), mode="bicubic", antialias=True)[0]
 
 
 def shrink_to(image: Tensor, max_side: int) -> Tensor:
-    """Scale (3, H, W) uint8 down so that the longer side is at most ``max_side``; smaller images are left as they are."""
+    """Scale (3, H, W) uint8 down so that the longer side is at most ``max_side``; smaller images stay as they are."""
     height, width = image.shape[1:]
     factor = max_side / max(height, width)
     if factor >= 1:

@@ -1,4 +1,4 @@
-"""The photos of a run: which image is seen when, and with which crop, is a pure function of (seed, iteration, position).
+"""The photos of a run: which image comes when, and with which crop, is a function of (seed, iteration, position).
 
 ``iteration`` counts micro-batches from the start of the training, ``position`` counts samples within the global batch
 (all processes together). So workers, processes and resuming change nothing; see ``smsff.randomness``.
@@ -46,9 +46,7 @@ def image_index(draw: Draw, *, seed: int, count: int, global_batch: int) -> int:
 class BatchDraws(Sampler[list[Draw]]):
     """The draws of one process, a batch at a time: rank r of N has positions r * b .. (r + 1) * b - 1 of N * b."""
 
-    def __init__(
-        self, *, batch_size: int, batches: int, rank: int, start: Callable[[], int] = lambda: 0
-    ) -> None:
+    def __init__(self, *, batch_size: int, batches: int, rank: int, start: Callable[[], int] = lambda: 0) -> None:
         """
         Args:
             batch_size: Of this process.
@@ -274,13 +272,16 @@ class ImageDataModule(LightningDataModule):
 
         ``processed``, because ``completed`` is one short in a checkpoint saved at the end of a batch.
         """
-        return self.trainer.fit_loop.epoch_loop.batch_progress.total.processed if self.trainer else 0
+        if self.trainer is None:
+            return 0
+        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress
+        return int(progress.total.processed)
 
     def _note(self, unreadable: dict[str, str], *, same_everywhere: bool) -> None:
         """Count unreadable images, and name each once (of very many, the first ones)."""
         new = {name: reason for name, reason in unreadable.items() if name not in self.unreadable}
         self.unreadable.update(new)
-        if same_everywhere and rank_zero_only.rank != 0:  # what every process finds is reported by one
+        if same_everywhere and getattr(rank_zero_only, "rank", 0) != 0:  # what every process finds is reported by one
             return
         for reason in list(new.values())[:MAX_NAMED]:
             log.warning("left out: %s", reason)

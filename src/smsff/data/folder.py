@@ -144,8 +144,5 @@ def split_by_name(names: Sequence[str], fraction: float) -> tuple[list[int], lis
     ranks = [int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") / 2**64 for name in names]
     order = sorted(range(len(names)), key=lambda i: (ranks[i], names[i]))
     count = sum(rank < fraction for rank in ranks)
-    if fraction > 0 and len(names) > 1:
-        count = min(max(count, 1), len(names) - 1)
-    else:
-        count = 0
+    count = min(max(count, 1), len(names) - 1) if fraction > 0 and len(names) > 1 else 0
     return sorted(order[count:]), sorted(order[:count])

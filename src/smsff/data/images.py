@@ -122,7 +122,7 @@ def _decode_jpeg(data: bytes) -> Tensor:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torchvision >= 0.29 announces that its decoders will move
         encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        return decode_jpeg(encoded, mode="RGB", apply_exif_orientation=True)
+        return decode_jpeg(encoded, mode="RGB", apply_exif_orientation=True).contiguous()
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
