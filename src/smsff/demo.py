@@ -31,7 +31,7 @@ from smsff.errors import UserError
 from smsff.metrics import known_style, table
 from smsff.metrics.controls import choose_t0, img2img, train_paired
 from smsff.metrics.table import CEILING, IMG2IMG, NOTHING, OURS, TONE_CURVE, Table
-from smsff.stylize.stylizer import load_stylizer
+from smsff.stylize.stylizer import Stylizer, load_stylizer
 from smsff.teacher.score import Teacher
 
 T0_CANDIDATES = (100, 200, 300, 400, 500)
@@ -108,20 +108,14 @@ def stylized_by_teacher(run: Run, photos: Mapping[str, Tensor]) -> tuple[dict[st
     return results, {"t0": t0, "prompt": prompt, "validation_psnr_tone_free": {str(t): s for t, s in scores.items()}}
 
 
-def paired_network(run: Run, steps: int) -> tuple[nn.Module, dict[str, Any]]:
+def paired_network(run: Run, steps: int) -> tuple[Stylizer, dict[str, Any]]:
     """The run's architecture trained on true pairs of the run's training crops."""
     torch.manual_seed(run.config["seed"])
     generator: nn.Module = run.build("generator")
     start = time.monotonic()
     loader = run.build("data", steps=steps).train_dataloader()
     loss = train_paired(generator, (batch["image"] for batch in loader), run.operator, steps=steps)
-    return generator, {"steps": steps, "l1": loss, "seconds": round(time.monotonic() - start, 1)}
-
-
-@torch.inference_mode()
-def stylize_whole(network: Callable[[Tensor], Tensor], photos: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Whole photos [0, 1] through a network on [-1, 1]."""
-    return {name: ((network(2 * x - 1) + 1) / 2).clamp(0, 1) for name, x in photos.items()}
+    return Stylizer(generator), {"steps": steps, "l1": loss, "seconds": round(time.monotonic() - start, 1)}
 
 
 def make_pictures(run: Run, model: Path, ceiling_steps: int) -> tuple[Pictures, dict[str, Any]]:
@@ -129,7 +123,8 @@ def make_pictures(run: Run, model: Path, ceiling_steps: int) -> tuple[Pictures, 
     photos = load_photos("test")
     truth = {name: run.operator(x) for name, x in photos.items()}
     print("the photos by the exported model")
-    ours = stylize_whole(load_stylizer(model), photos)
+    stylizer = load_stylizer(model)
+    ours = {name: stylizer(x) for name, x in photos.items()}
     print("control: a tone curve fitted on the training photos")
     curve = known_style.fit_tone_curve((x, run.operator(x)) for x in load_photos("train").values())
     print("control: img2img with the style LoRA")
@@ -141,7 +136,7 @@ def make_pictures(run: Run, model: Path, ceiling_steps: int) -> tuple[Pictures, 
         TONE_CURVE: {name: known_style.apply_tone_curve(x, curve) for name, x in photos.items()},
         IMG2IMG: by_teacher,
         OURS: ours,
-        CEILING: stylize_whole(paired, photos),
+        CEILING: {name: paired(x) for name, x in photos.items()},
         "truth": truth,
     }
     return pictures, {"img2img": img2img_notes, "paired_ceiling": ceiling_notes}
