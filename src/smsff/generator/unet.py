@@ -5,9 +5,10 @@ nine-block ResNet of the same size. Pixel-unshuffle (space to depth) makes half-
 pixel; the last convolutions run at full resolution and see the RGB input again.
 
 The only normalisation is of the channels of one pixel (`unit`), so a pixel depends on nothing beyond
-`receptive_radius`, and an image stylized in tiles equals the image stylized whole. Residual blocks start as the identity
-and their branch is scaled by `GAIN / channels`: one Adam step moves every weight by the learning rate, hence the output
-of a convolution by an amount proportional to its number of inputs; the scale makes all levels equally sensitive.
+`receptive_radius`, and an image stylized in tiles equals the image stylized whole. Residual blocks start as the
+identity and their branch is scaled by `GAIN / channels`: one Adam step moves every weight by the learning rate, hence
+the output of a convolution by an amount proportional to its number of inputs; the scale makes all levels equally
+sensitive.
 
 Sources: pixel shuffle: Shi et al. 2016; its checkerboard-free initialisation: Aitken et al. 2017; residual blocks
 with a scaled branch: Lim et al. 2017; zero-initialised branches: Zhang et al.
@@ -17,6 +18,7 @@ with a scaled branch: Lim et al. 2017; zero-initialised branches: Zhang et al.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -49,7 +51,7 @@ class ResidualBlock(nn.Module):
 
 
 class Up(nn.Module):
-    """1x1 convolution and pixel shuffle, twice the size; at the start the four sub-pixels are equal (no checkerboard)."""
+    """1x1 convolution and pixel shuffle, twice the size; the four sub-pixels start equal (no checkerboard)."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -102,15 +104,15 @@ class UNetGenerator(nn.Module):
         levels = len(widths)
         if levels < 1 or len(encoder_blocks) != levels or len(decoder_blocks) != levels - 1:
             raise ValueError(
-                f"UNetGenerator needs one entry of encoder_blocks for each of {levels} widths and one of decoder_blocks "
-                f"for each but the last, got {len(encoder_blocks)} and {len(decoder_blocks)}"
+                f"UNetGenerator needs one entry of encoder_blocks for each of {levels} widths and one of "
+                f"decoder_blocks for each but the last, got {len(encoder_blocks)} and {len(decoder_blocks)}"
             )
         self.widths, self.head_width = tuple(widths), head_width
         self.encoder_blocks, self.decoder_blocks = tuple(encoder_blocks), tuple(decoder_blocks)
         self.stem = nn.Conv2d(12, widths[0], 3, padding=1)
         self.encoder = nn.ModuleList(_blocks(c, n) for c, n in zip(widths, encoder_blocks, strict=True))
-        self.downs = nn.ModuleList(_down(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
-        self.ups = nn.ModuleList(Up(b, a) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.downs = nn.ModuleList(_down(a, b) for a, b in pairwise(widths))
+        self.ups = nn.ModuleList(Up(b, a) for a, b in pairwise(widths))
         self.decoder = nn.ModuleList(_blocks(c, n) for c, n in zip(widths[:-1], decoder_blocks, strict=True))
         self.unfold = Up(widths[0], head_width)
         self.mix = nn.Conv2d(head_width + 3, head_width, 3, padding=1)

@@ -1,0 +1,1 @@
+"""Use a trained model: export it, load it, stylize pictures of any size."""

@@ -1,0 +1,151 @@
+"""From a training checkpoint to a model that can be used without the training code."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from smsff import __version__
+from smsff.errors import UserError
+from smsff.stylize.files import write_atomically
+from smsff.stylize.onnx_model import export_onnx
+from smsff.stylize.stylizer import CONFIG, WEIGHTS, build_generator, load_stylizer, load_weights, to_unit_range
+
+FORMATS = ("safetensors", "onnx")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What `export_checkpoint` wrote.
+
+    Attributes:
+        folder: Where the files are.
+        files: Size in bytes of each file.
+        parity: Largest difference from the checkpoint's own output, RGB in [0, 1], for each (H, W) tried.
+        averaged: Whether the averaged weights (EMA) were taken.
+    """
+
+    folder: Path
+    files: dict[str, int]
+    parity: dict[tuple[int, int], float] = field(default_factory=dict)
+    averaged: bool = False
+
+
+def save_stylizer(generator: nn.Module, folder: str | Path, meta: Mapping[str, Any] | None = None) -> None:
+    """Write model.safetensors and config.json, each whole or not at all.
+
+    Args:
+        generator: A network with `config()`.
+        folder: Made if needed; files of these names are replaced.
+        meta: JSON-ready facts about the training, stored under "training".
+    """
+    folder = Path(folder)
+    description = {
+        "smsff_version": __version__,
+        "generator": {"name": type(generator).__name__, "config": generator.config()},
+        "parameters": sum(p.numel() for p in generator.parameters()),
+        "range": "the network takes and gives RGB in [-1, 1]; clamp its output",
+        "training": dict(meta or {}),
+    }
+    text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
+    state = {
+        name: value.detach().to("cpu", torch.float32).contiguous() for name, value in generator.state_dict().items()
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / WEIGHTS, lambda path: save_file(state, path, metadata={"format": "pt"}))
+    write_atomically(folder / CONFIG, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def load_generator_from_checkpoint(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
+    """The trained network of a checkpoint, averaged weights if there are any, and facts about its training.
+
+    Args:
+        path: A Lightning checkpoint, or a run folder (then its checkpoints/last.ckpt).
+
+    Raises:
+        UserError: If the file is missing, is no checkpoint of smsff, or holds a single picture instead of a network.
+    """
+    path = checkpoint_file(path)
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        hyper, state = checkpoint["hyper_parameters"], checkpoint["state_dict"]
+        name, arguments = hyper["generator"]["name"], hyper["generator"]["config"]
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        raise UserError(f"ckpt={path}: cannot be read as a checkpoint: {str(error).splitlines()[0]}") from error
+    except (KeyError, TypeError) as error:
+        raise UserError(f"ckpt={path}: a checkpoint, but not of an smsff training run (no {error})") from error
+    if name in ("ImageGenerator", "LatentGenerator"):
+        raise UserError(f"ckpt={path}: a per-image run has no network to export; its picture is in the run folder")
+    averaged = int(state.get("ema.n_averaged", 0)) > 0
+    prefix = "ema.module." if averaged else "generator."
+    weights: dict[str, Tensor] = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    generator = load_weights(build_generator(name, arguments, source=f"ckpt={path}"), weights, source=f"ckpt={path}")
+    facts = {key: value for key, value in hyper.items() if key != "generator" and _is_json(value)}
+    return generator, {**facts, "step": int(checkpoint.get("global_step", 0)), "averaged_weights": averaged}
+
+
+def checkpoint_file(path: str | Path) -> Path:
+    """The checkpoint itself; a run folder stands for its last checkpoint."""
+    path = Path(path)
+    candidates = (path / "checkpoints" / "last.ckpt", path / "last.ckpt") if path.is_dir() else (path,)
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    where = f", nor are {' or '.join(str(c) for c in candidates)}" if path.is_dir() else ""
+    raise UserError(f"ckpt={path} is not a file{where}")
+
+
+def default_folder(checkpoint: str | Path) -> Path:
+    """The export folder of the checkpoint's run."""
+    parent = checkpoint_file(checkpoint).resolve().parent
+    return (parent.parent if parent.name == "checkpoints" else parent) / "export"
+
+
+def export_checkpoint(checkpoint: str | Path, out: str | Path | None, format: str = "safetensors") -> Exported:
+    """Export a checkpoint's network and compare what was written with the checkpoint.
+
+    Args:
+        checkpoint: File or run folder.
+        out: Folder to write to; None for `export/` in the run folder.
+        format: "safetensors" (model.safetensors, config.json) or "onnx" (model.onnx).
+
+    Raises:
+        UserError: For bad input, or if ONNX packages are missing.
+    """
+    if format not in FORMATS:
+        raise UserError(f"format={format} is not one of {', '.join(FORMATS)}")
+    generator, meta = load_generator_from_checkpoint(checkpoint)
+    folder = Path(out) if out else default_folder(checkpoint)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"out={folder} is a file; it must be a folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    if format == "onnx":
+        parity, names = export_onnx(generator, folder / "model.onnx", meta), ("model.onnx",)
+    else:
+        save_stylizer(generator, folder, meta)
+        parity, names = _safetensors_parity(generator, folder), (WEIGHTS, CONFIG)
+    files = {name: (folder / name).stat().st_size for name in names}
+    return Exported(folder, files, parity, averaged=meta["averaged_weights"])
+
+
+def _safetensors_parity(generator: nn.Module, folder: Path) -> dict[tuple[int, int], float]:
+    stylizer, size = load_stylizer(folder), (101, 135)
+    x = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        return {size: float((stylizer(x) - to_unit_range(generator, x)).abs().max())}
+
+
+def _is_json(value: object) -> bool:
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return False
+    return True
