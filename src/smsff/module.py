@@ -1,17 +1,17 @@
 """The training loop's one step: generator, encoder, noise, three scores, gradient, loss.
 
-    x --G--> y --encoder--> z --add noise(t)--> z_t --> eps_style   (style LoRA, frozen)
-    |                       |                    '----> eps_fake    (LoRA on the base, trained online on z)
-    '--encoder--> z_src ----+--add noise(t)--> z_src_t --> eps_base, twice (edit and empty prompt) --> relevance m
-                            v
-    g = m * w(t) * (eps_style - eps_fake)       L = 1/2 mean((z - sg(z - g))^2) + lambda * spectrum(z, z_src, t)
+x --G--> y --encoder--> z --add noise(t)--> z_t --> eps_style   (style LoRA, frozen)
+|                       |                    '----> eps_fake    (LoRA on the base, trained online on z)
+'--encoder--> z_src ----+--add noise(t)--> z_src_t --> eps_base, twice (edit and empty prompt) --> relevance m
+                        v
+g = m * w(t) * (eps_style - eps_fake)       L = 1/2 mean((z - sg(z - g))^2) + lambda * spectrum(z, z_src, t)
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import lightning.pytorch as pl
 import torch
@@ -22,6 +22,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from smsff import __version__
 from smsff.errors import UserError
+from smsff.generator.image import ImageGenerator
 from smsff.objective.sms import StyleMatchingObjective, latent_surrogate
 from smsff.objective.warmup import ReconstructionWarmup
 from smsff.optimizer import GroupOptions, build_optimizer, build_schedule, clip_groups
@@ -77,7 +78,10 @@ class Prompts:
             try:
                 self.fill(getattr(self, name), "")
             except (KeyError, IndexError, ValueError) as error:
-                raise UserError(f"prompts.{name}={getattr(self, name)!r}: only {{caption}} and {{words}} can be filled in") from error
+                template = getattr(self, name)
+                raise UserError(
+                    f"prompts.{name}={template!r}: only {{caption}} and {{words}} can be filled in"
+                ) from error
 
     def fill(self, template: str, caption: str) -> str:
         return template.format(caption=caption, words=self.words)
@@ -85,6 +89,16 @@ class Prompts:
     def of(self, caption: str) -> tuple[str, str, str]:
         """Style, source and edit prompt for one caption."""
         return self.fill(self.style, caption), self.fill(self.source, caption), self.fill(self.edit, caption)
+
+
+class Conditions(NamedTuple):
+    """Prompt embeddings of a batch, each (B, L, D)."""
+
+    style: Tensor
+    style_null: Tensor
+    source: Tensor
+    edit: Tensor
+    null: Tensor
 
 
 @dataclass(frozen=True)
@@ -174,24 +188,22 @@ class StyleMatching(pl.LightningModule):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         x = batch["image"]
         draws = Draws(self.seed, int(batch["iteration"][0]), batch["position"].tolist(), like=x)
-        style, source, edit, null = self.encode_prompts(batch["caption"])
+        conditions = self.encode_prompts(batch["caption"])
 
-        y = self.generate(self.generator, x)
+        z_src = self.encode_source(x)
+        y = self.generator(z_src if self.in_latent_space else x)
+        z = y if self.in_latent_space else self.teacher.latent.encode(y)
         if self.warmup.active(self.global_step):
-            generator_loss = self.reconstruction_loss(y, x)
-            z = self.encode(y.detach())
+            generator_loss = self.reconstruction_loss(y, z_src if self.in_latent_space else x)
         else:
-            z, z_src = self.encode(y), self.encode(x, frozen=True)
-            generator_loss = self.matching_loss(z, z_src, draws, style, source, edit, null)
-        fake_loss = self.fake_loss(z.detach(), draws, source)
+            generator_loss = self.matching_loss(z, z_src, draws, conditions)
+        fake_loss = self.fake_loss(z.detach(), draws, conditions.source)
 
         loss = generator_loss + fake_loss
         self.log_dict({"train/loss": loss, "train/fake": fake_loss}, prog_bar=True, batch_size=len(x))
         return loss
 
-    def matching_loss(
-        self, z: Tensor, z_src: Tensor, draws: Draws, style: Tensor, source: Tensor, edit: Tensor, null: Tensor
-    ) -> Tensor:
+    def matching_loss(self, z: Tensor, z_src: Tensor, draws: Draws, cond: Conditions) -> Tensor:
         """Style matching plus spectrum term, mean over the batch; z and z_src (B, C, h, w)."""
         schedule, objective = self.teacher.schedule, self.objective
         u = draws.uniform("t", per=getattr(self.timesteps, "per", "sample"))
@@ -199,9 +211,9 @@ class StyleMatching(pl.LightningModule):
         noise = draws.normal("noise", tuple(z.shape[1:]))  # the same for both latents
         with torch.no_grad():
             z_t, z_src_t = schedule.add_noise(z, noise, t), schedule.add_noise(z_src, noise, t)
-            eps_style = guided(self.teacher.style, z_t, t, style, null, objective.style_guidance)
-            eps_fake = guided(self.fake, z_t, t, source, null, objective.fake_guidance)
-            m = self.relevance_map(z_src_t, t, edit, null)
+            eps_style = guided(self.teacher.style, z_t, t, cond.style, cond.style_null, objective.style_guidance)
+            eps_fake = guided(self.fake, z_t, t, cond.source, cond.null, objective.fake_guidance)
+            m = self.relevance_map(z_src_t, t, cond)
             g = objective.gradient(eps_style, eps_fake, t=t, schedule=schedule, relevance=m, z=z, z_t=z_t)
         matching = latent_surrogate(z, g).mean()
         spectrum = self.regularizer(z, z_src, t).mean()
@@ -217,18 +229,17 @@ class StyleMatching(pl.LightningModule):
         t = self.fake_timesteps(u, self.global_step, self.steps)
         return self.fake.loss(z.repeat(k, 1, 1, 1), noise, t, source.repeat(k, 1, 1)).mean()
 
-    def reconstruction_loss(self, y: Tensor, x: Tensor) -> Tensor:
+    def reconstruction_loss(self, y: Tensor, target: Tensor) -> Tensor:
         """Warm-up: the generator's output against its input, mean over the batch."""
-        target = self.encode(x, frozen=True) if self.in_latent_space else x
         loss = self.warmup.loss(y, target).mean()
-        self.log("train/reconstruction", loss, prog_bar=True, batch_size=len(x))
+        self.log("train/reconstruction", loss, batch_size=len(y))
         return loss
 
-    def relevance_map(self, z_src_t: Tensor, t: Tensor, edit: Tensor, null: Tensor) -> Tensor:
+    def relevance_map(self, z_src_t: Tensor, t: Tensor, cond: Conditions) -> Tensor:
         """Where the edit prompt changes the base's mind about the noised source, (B, 1, h, w), without gradient."""
         if not self.relevance.needs_scores:
             return self.relevance(z_src_t, z_src_t)
-        both = self.teacher.base(torch.cat([z_src_t, z_src_t]), torch.cat([t, t]), torch.cat([edit, null]))
+        both = self.teacher.base(torch.cat([z_src_t, z_src_t]), torch.cat([t, t]), torch.cat([cond.edit, cond.null]))
         eps_edit, eps_null = both.chunk(2)
         return self.relevance(eps_edit, eps_null)
 
@@ -237,27 +248,18 @@ class StyleMatching(pl.LightningModule):
         """Whether the generator maps latents to latents instead of pictures to pictures."""
         return getattr(self.generator, "space", "pixel") == "latent"
 
-    def generate(self, generator: nn.Module, x: Tensor) -> Tensor:
-        """The generator on pictures (B, 3, H, W), or on their latents if that is where it lives."""
-        return generator(self.teacher.latent.encode(x).detach() if self.in_latent_space else x)
+    @torch.no_grad()
+    def encode_source(self, x: Tensor) -> Tensor:
+        """Scaled latents (B, C, h, w) of source pictures, without gradient."""
+        return self.teacher.latent.encode(x)
 
-    def encode(self, y: Tensor, *, frozen: bool = False) -> Tensor:
-        """Scaled latents (B, C, h, w) of pictures; the output of a latent-space generator passes as it is.
-
-        Args:
-            frozen: y is a source picture, in [-1, 1] whatever the generator, and needs no gradient.
-        """
-        if frozen:
-            with torch.no_grad():
-                return self.teacher.latent.encode(y)
-        return y if self.in_latent_space else self.teacher.latent.encode(y)
-
-    def encode_prompts(self, captions: Sequence[str]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Embeddings (B, L, D) of the style, source, edit and empty prompt of each caption."""
+    def encode_prompts(self, captions: Sequence[str]) -> Conditions:
+        """Prompt embeddings for one caption a sample; the style score's go through the style's own text encoder."""
         style, source, edit = zip(*map(self.prompts.of, captions), strict=True)
-        embeddings = self.teacher.encode_prompts([*style, *source, *edit, *[""] * len(captions)])
-        style_cond, source_cond, edit_cond, null_cond = embeddings.to(self.device).chunk(4)
-        return style_cond, source_cond, edit_cond, null_cond
+        empty = [""] * len(captions)
+        for_style = self.teacher.encode_prompts([*style, *empty], style=True).to(self.device)
+        for_base = self.teacher.encode_prompts([*source, *edit, *empty]).to(self.device)
+        return Conditions(*for_style.chunk(2), *for_base.chunk(3))
 
     def log_parts(self, t: Tensor, **parts: Tensor) -> None:
         times = {"t_min": t.min(), "t_mean": t.float().mean(), "t_max": t.max()}
@@ -283,14 +285,18 @@ class StyleMatching(pl.LightningModule):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, then average: before any callback runs, so that a checkpoint never misses the average of its step."""
         super().optimizer_step(*args, **kwargs)
+        if isinstance(self.generator, ImageGenerator):
+            self.generator.clamp_()
         self.ema.update_parameters(self.generator)
 
     # ------------------------------------------------------------------------------------------- pictures to look at
 
     def stylize(self, x: Tensor) -> Tensor:
         """The averaged generator's picture, (B, 3, H, W) in [-1, 1]."""
-        y = self.generate(self.ema, x)
-        return (self.teacher.latent.decode(y)[..., : x.shape[-2], : x.shape[-1]] if self.in_latent_space else y).clamp(-1, 1)
+        if not self.in_latent_space:
+            return self.ema(x).clamp(-1, 1)
+        picture = self.teacher.latent.decode(self.ema(self.encode_source(x)))
+        return picture[..., : x.shape[-2], : x.shape[-1]].clamp(-1, 1)
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         """Source, result and (if it costs scores at all) relevance map of whole pictures."""
@@ -309,11 +315,11 @@ class StyleMatching(pl.LightningModule):
         size, multiple = x.shape[-2:], 8 * self.teacher.latent.downscale
         shrink = min(1.0, PREVIEW_SIZE / max(size))
         small = [max(1, round(side * shrink / multiple)) * multiple for side in size]
-        z = self.encode(F.interpolate(x, small, mode="bilinear", antialias=True), frozen=True)
+        z = self.encode_source(F.interpolate(x, small, mode="bilinear", antialias=True))
         t = torch.full((len(x),), self.teacher.schedule.num_steps // 4, device=x.device)
         noise = Draws(self.seed, 0, range(len(x)), like=z).normal("preview", tuple(z.shape[1:]))
-        _, _, edit, null = self.encode_prompts(captions)
-        m = self.relevance_map(self.teacher.schedule.add_noise(z, noise, t), t, edit, null)
+        z_t = self.teacher.schedule.add_noise(z, noise, t)
+        m = self.relevance_map(z_t, t, self.encode_prompts(captions))
         return F.interpolate(m / m.amax((1, 2, 3), keepdim=True).clamp(min=1e-12), size, mode="bilinear")
 
     # -------------------------------------------------------------------------------------------------- checkpoints

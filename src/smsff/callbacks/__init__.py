@@ -1,0 +1,1 @@
+"""What happens around the training step: pictures, progress, stopping, the summary of a run."""

@@ -1,0 +1,83 @@
+"""One whole picture as the data of a run: for the per-image mode, where the picture itself is what is optimised."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from smsff.data.crops import resize, to_signed
+from smsff.data.datamodule import BatchDraws, Draw, ResumableLoader, collate
+from smsff.data.folder import BUNDLED
+from smsff.data.images import ImageError, load_image
+from smsff.errors import UserError
+
+
+class SamePicture(Dataset[dict[str, Any]]):
+    """The same sample for every draw."""
+
+    def __init__(self, image: Tensor, caption: str) -> None:
+        self.image, self.caption = image, caption
+
+    def __getitem__(self, draw: Draw) -> dict[str, Any]:
+        return {"image": self.image, "caption": self.caption, "index": 0, "draw": draw, "unreadable": {}}
+
+
+class SingleImage(LightningDataModule):
+    """A picture, resized once, as a batch of one in every step.
+
+    Args:
+        path: The picture; None is a bundled photo.
+        short_side: Length of its shorter side in the run; both sides are then multiples of ``multiple``.
+        multiple: What the sides are rounded to.
+        caption: Its caption.
+        steps: Optimizer steps of the run.
+
+    Attributes:
+        image: (3, H, W) float32 in [-1, 1].
+
+    Raises:
+        UserError: an option out of range, or a file that cannot be read.
+    """
+
+    def __init__(
+        self, *, path: str | None = None, short_side: int, multiple: int = 8, caption: str = "", steps: int
+    ) -> None:
+        super().__init__()
+        if short_side < multiple or multiple < 1:
+            raise UserError(
+                f"data.short_side={short_side}: must be at least data.multiple={multiple}, and that at least 1"
+            )
+        self.path = Path(path) if path else BUNDLED / "test" / "chelsea.jpg"
+        try:
+            picture = load_image(self.path)
+        except ImageError as error:
+            raise UserError(f"data.path: {error}") from error
+        factor = short_side / min(picture.shape[1:])
+        height, width = (max(1, round(side * factor / multiple)) * multiple for side in picture.shape[1:])
+        self.image = to_signed(resize(picture, height, width))
+        self.caption, self.steps = caption, steps
+
+    def train_dataloader(self) -> DataLoader[dict[str, Any]]:
+        batches = self.steps * (self.trainer.accumulate_grad_batches if self.trainer else 1)
+        draws = BatchDraws(batch_size=1, batches=batches, rank=0, start=self._batches_done)
+        return ResumableLoader(SamePicture(self.image, self.caption), batch_sampler=draws, collate_fn=collate)
+
+    def val_dataloader(self) -> list[dict[str, Any]]:
+        return [{"image": self.image[None], "caption": [self.caption], "name": [self.path.name]}]
+
+    def captions(self) -> list[str]:
+        return [self.caption]
+
+    def summary(self) -> dict[str, int]:
+        return {"train_images": 1, "val_images": 1, "captions": 1, "unreadable_images": 0}
+
+    def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        batch.pop("unreadable", None)
+        return batch
+
+    def _batches_done(self) -> int:
+        return self.trainer.fit_loop.epoch_loop.batch_progress.total.processed if self.trainer else 0
