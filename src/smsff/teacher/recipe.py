@@ -1,0 +1,349 @@
+"""How the embedded teacher is made: ``python -m smsff.teacher.recipe`` (``make teacher``), 1.5 hours on two cores.
+
+Stages, each resumable by its own output in the working folder:
+
+1. ``bank``         pictures: photo crops and dead leaves, each also in every known style, and in one loose version of a
+                    style (random operator parameters), which is what the base model gets to see of styles.
+2. ``autoencoder``  AutoencoderKL on all of them.
+3. ``latents``      the bank encoded once.
+4. ``base``         U-Net and text encoder on photos and loose styles, with prompts.
+5. ``style``        one LoRA for each known style, on pictures made by the exact operator; no photo is ever shown beside
+                    its stylization.
+
+Afterwards the weights are stored in half precision. ``figures.json`` holds the held-out denoising losses by t.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
+from PIL import Image
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from smsff.data.content import content
+from smsff.data.known_styles import STYLES, cel, oil, sketch, watercolour
+from smsff.teacher import embedded
+from smsff.teacher.schedule import NoiseSchedule, scaled_linear_betas
+
+log = logging.getLogger(__name__)
+
+SIZE, CROP, LATENT_CROP = 160, 64, 32
+"""Pixels of a picture of the bank, of an auto-encoder crop, and latents of a U-Net crop."""
+SHIPPED = ("cel", "sketch", "watercolour")
+PHOTO_WEIGHTS = {"astronaut": 4, "china": 4, "motorcycle": 3, "rocket": 2}
+"""How often a photo of a scene is drawn; close-ups of textures count once."""
+EVALUATED_T = (20, 50, 100, 200, 350, 500)
+
+Bank = dict[str, Tensor]
+
+
+def training_photos() -> list[Image.Image]:
+    """The bundled training photos, scenes repeated by `PHOTO_WEIGHTS`."""
+    files = sorted((Path(__file__).parent.parent / "data" / "photos" / "train").glob("*.jpg"))
+    return [p for f in files for p in [Image.open(f).convert("RGB")] * PHOTO_WEIGHTS.get(f.stem, 1)]
+
+
+def loose_style(x: Tensor, rng: np.random.Generator) -> tuple[str, Tensor]:
+    """One of the styles with random parameters: what its name may mean."""
+    draw = rng.uniform
+    name = str(rng.choice(["cel", "sketch", "oil", "watercolour"]))
+    if name == "cel":
+        y = cel(x, draw(3, 8), draw(8, 40), draw(0.9, 1.5), int(rng.integers(1, 4)))
+    elif name == "sketch":
+        y = sketch(x, draw(1.5, 5), draw(1.2, 4), draw(0, 0.8))
+    elif name == "oil":
+        y = oil(x, int(rng.integers(2, 5)), draw(0, 0.8), draw(0.9, 1.4))
+    else:
+        y = watercolour(x, draw(0.5, 2), draw(0.6, 1), int(rng.integers(1, 4)))
+    return name, y
+
+
+def make_bank(count: int, seed: int) -> Bank:
+    """uint8 pictures (count, 3, SIZE, SIZE) by kind, and the style index of each loose one (``kind``)."""
+    rng, photos = np.random.default_rng(seed), training_photos()
+    names = [name for name in embedded.PROMPTS if name not in ("photo", "")]
+    pictures: dict[str, list[Tensor]] = {kind: [] for kind in ("photo", "loose", *SHIPPED)}
+    kinds = []
+    for i in range(count):
+        x = torch.from_numpy(np.ascontiguousarray(content(photos, SIZE, rng))).permute(2, 0, 1)[None]
+        name, loose = loose_style(x, rng)
+        kinds.append(names.index(name))
+        for kind, y in {"photo": x, "loose": loose, **{s: STYLES[s](x) for s in SHIPPED}}.items():
+            pictures[kind].append((y[0] * 255 + 0.5).to(torch.uint8))
+        if i % 200 == 0:
+            log.info("bank: %d of %d pictures", i, count)
+    return {**{kind: torch.stack(y) for kind, y in pictures.items()}, "kind": torch.tensor(kinds)}
+
+
+def crops(bank: Tensor, index: Sequence[int], size: int, rng: np.random.Generator) -> Tensor:
+    """Random square crops (B, C, size, size) of the indexed pictures."""
+    corners = rng.integers(bank.shape[-1] - size + 1, size=(len(index), 2))
+    return torch.stack(
+        [bank[i, :, y : y + size, x : x + size] for i, (y, x) in zip(index, corners, strict=True)]
+    ).float()
+
+
+def optimise(
+    name: str,
+    parameters: Sequence[torch.nn.Parameter],
+    loss: Callable[[], Tensor],
+    *,
+    steps: int,
+    learning_rate: float,
+    warmup: int,
+    hold: float,
+) -> None:
+    """AdamW with linear warm-up, a constant part up to the fraction `hold` of the steps, then a linear fall to 1 %."""
+    optimizer = torch.optim.AdamW(parameters, learning_rate, betas=(0.9, 0.99), weight_decay=0, fused=True)
+    started, mean = time.monotonic(), 0.0
+    for i in range(steps):
+        fall = max(1 - max(i / steps - hold, 0) / (1 - hold), 0.01)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * min(1, (i + 1) / warmup) * fall
+        optimizer.zero_grad(set_to_none=True)
+        value = loss()
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        mean += value.item()
+        if (i + 1) % 100 == 0:
+            speed = (i + 1) / (time.monotonic() - started)
+            left = (steps - i - 1) / speed / 60
+            log.info(
+                "%s: step %d of %d, loss %.4f, %.2f steps/s, %.0f min left", name, i + 1, steps, mean / 100, speed, left
+            )
+            mean = 0.0
+
+
+def train_autoencoder(bank: Bank, *, steps: int, seed: int, kl_weight: float = 2e-4) -> AutoencoderKL:
+    """Squared and absolute error and a Kullback-Leibler term, per element; scaling_factor is set by `encode_bank`."""
+    torch.manual_seed(seed)
+    rng, vae = np.random.default_rng(seed), embedded.build_autoencoder()
+    kinds = ["photo", "photo", "loose", *SHIPPED]
+
+    def loss() -> Tensor:
+        source = [bank[kinds[k]] for k in rng.integers(len(kinds), size=16)]
+        x = torch.cat([crops(pictures, [rng.integers(len(pictures))], CROP, rng) for pictures in source]) / 127.5 - 1
+        with torch.autocast("cpu", torch.bfloat16):
+            mean, log_variance = vae.quant_conv(vae.encoder(x)).float().clamp(-20, 10).chunk(2, 1)
+            z = mean + (0.5 * log_variance).exp() * torch.randn_like(mean)
+            error = vae.decoder(vae.post_quant_conv(z)).float() - x
+        divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
+        return error.square().mean() + 0.1 * error.abs().mean() + kl_weight * divergence
+
+    optimise("autoencoder", list(vae.parameters()), loss, steps=steps, learning_rate=2e-3, warmup=100, hold=0)
+    return vae.eval()
+
+
+@torch.no_grad()
+def encode_bank(vae: AutoencoderKL, bank: Bank) -> Bank:
+    """Latents of unit variance over photos and loose styles; stores the factor in the auto-encoder's configuration."""
+    latents: Bank = {"kind": bank["kind"]}
+    for kind in (k for k in bank if k != "kind"):
+        parts = [vae.encode(x.float() / 127.5 - 1).latent_dist.mean for x in bank[kind].split(10)]
+        latents[kind] = torch.cat(parts)
+    scale = 1 / torch.cat([latents["photo"], latents["loose"]]).std().item()
+    vae.register_to_config(scaling_factor=scale)
+    return {kind: z if kind == "kind" else (z * scale).half() for kind, z in latents.items()}
+
+
+def draw_t(count: int, rng: np.random.Generator, *, top: int, power: float) -> Tensor:
+    """Steps below `top`, denser at low noise, where a local style is decided."""
+    return torch.from_numpy((top * rng.random(count) ** power).astype(np.int64))
+
+
+def tokenize(tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> Tensor:
+    """Token ids (N, L), padded to the context length."""
+    return tokenizer(list(prompts), padding="max_length", truncation=True, return_tensors="pt").input_ids
+
+
+def denoising_loss(unet: UNet2DConditionModel, schedule: NoiseSchedule, z: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+    """Mean squared error of the predicted noise."""
+    noise = torch.randn_like(z)
+    z_t = schedule.add_noise(z, noise, t)
+    with torch.autocast("cpu", torch.bfloat16, enabled=torch.is_grad_enabled()):
+        eps = unet(z_t, t, encoder_hidden_states=cond).sample
+    return (eps.float() - noise).square().mean()
+
+
+def held_out(latents: Bank) -> int:
+    """Pictures below this index are trained on; the last thirtieth is kept for the figures."""
+    return len(latents["photo"]) - len(latents["photo"]) // 30
+
+
+@torch.no_grad()
+def loss_by_t(unet: UNet2DConditionModel, schedule: NoiseSchedule, z: Tensor, cond: Tensor) -> dict[str, float]:
+    """Held-out denoising loss at each of `EVALUATED_T`, the same noise for every model; cond (1, L, D)."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return {
+            str(t): denoising_loss(unet, schedule, z, torch.full((len(z),), t), cond.expand(len(z), -1, -1)).item()
+            for t in EVALUATED_T
+        }
+
+
+def train_base(
+    latents: Bank, schedule: NoiseSchedule, *, steps: int, seed: int
+) -> tuple[UNet2DConditionModel, CLIPTextModel, CLIPTokenizer]:
+    """U-Net and text encoder together; half photos, half loose styles, a tenth with the empty prompt."""
+    torch.manual_seed(seed)
+    rng, tokenizer = np.random.default_rng(seed), embedded.build_tokenizer()
+    text, unet = embedded.build_text_encoder(len(tokenizer)), embedded.build_unet()
+    groups = list(embedded.PROMPTS.values())
+    ids = tokenize(tokenizer, [prompt for group in groups for prompt in group])
+    first = np.cumsum([0, *map(len, groups)])
+
+    def loss() -> Tensor:
+        index = rng.integers(held_out(latents), size=16)
+        loose = rng.random(16) < 0.5
+        source = [latents["loose" if s else "photo"] for s in loose]
+        z = torch.cat([crops(kind, [i], LATENT_CROP, rng) for kind, i in zip(source, index, strict=True)])
+        group = np.where(loose, latents["kind"].numpy()[index] + 1, 0)
+        group = np.where(rng.random(16) < 0.1, len(groups) - 1, group)
+        prompt = torch.from_numpy(first[group] + (rng.random(16) * (first[group + 1] - first[group])).astype(np.int64))
+        with torch.autocast("cpu", torch.bfloat16):
+            cond = text(ids)[0]
+        return denoising_loss(unet, schedule, z, draw_t(16, rng, top=1000, power=1.8), cond[prompt])
+
+    optimise(
+        "base", [*unet.parameters(), *text.parameters()], loss, steps=steps, learning_rate=1.2e-3, warmup=300, hold=0.5
+    )
+    return unet.eval(), text.eval(), tokenizer
+
+
+def train_style(
+    style: str,
+    unet: UNet2DConditionModel,
+    cond: Tensor,
+    latents: Bank,
+    schedule: NoiseSchedule,
+    *,
+    steps: int,
+    seed: int,
+    rank: int,
+) -> None:
+    """Adds and trains the adapter `style` on pictures of the exact operator; cond: embeddings of `style_prompts`."""
+    torch.manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    unet.requires_grad_(False)
+    unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=embedded.LORA_TARGETS), "style")
+    share = np.array([0.5, 0.2, 0.2, 0.1])
+
+    def loss() -> Tensor:
+        z = crops(latents[style], rng.integers(held_out(latents), size=16), LATENT_CROP, rng)
+        prompt = torch.from_numpy(rng.choice(len(share), p=share, size=16))
+        return denoising_loss(unet, schedule, z, draw_t(16, rng, top=800, power=1.6), cond[prompt])
+
+    trainable = [parameter for parameter in unet.parameters() if parameter.requires_grad]
+    optimise(style, trainable, loss, steps=steps, learning_rate=2e-3, warmup=50, hold=0.4)
+
+
+def half(module: torch.nn.Module) -> torch.nn.Module:
+    return module.to(torch.float16)
+
+
+def save_base(
+    out: Path, vae: AutoencoderKL, unet: UNet2DConditionModel, text: CLIPTextModel, tokenizer: CLIPTokenizer
+) -> None:
+    """The pipeline folder in half precision."""
+    pipeline = StableDiffusionPipeline(
+        vae=half(vae),
+        unet=half(unet),
+        text_encoder=half(text),
+        tokenizer=tokenizer,
+        scheduler=embedded.build_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(out)
+
+
+def save_style(out: Path, style: str, unet: UNet2DConditionModel) -> None:
+    """The adapter in diffusers' LoRA format, half precision, ``loras/<style>.safetensors``."""
+    state = {k: v.to(torch.float16) for k, v in get_peft_model_state_dict(unet, adapter_name="style").items()}
+    config = unet.peft_config["style"].to_dict()
+    config["target_modules"] = sorted(config["target_modules"])
+    StableDiffusionPipeline.save_lora_weights(
+        out / "loras", unet_lora_layers=state, weight_name=f"{style}.safetensors", unet_lora_adapter_metadata=config
+    )
+
+
+def cached(path: Path, make: Callable[[], Bank]) -> Bank:
+    """The tensors in `path`, made and stored first if the file is not there."""
+    if not path.exists():
+        partial = path.with_suffix(".part")
+        torch.save(make(), partial)
+        partial.replace(path)
+    return torch.load(path, weights_only=True)
+
+
+def styles_of(text: str) -> Iterator[str]:
+    for style in text.split(","):
+        if style not in SHIPPED:
+            raise SystemExit(f"--styles: {style!r} is none of {', '.join(SHIPPED)}")
+        yield style
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m smsff.teacher.recipe", description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=embedded.ASSETS, help="folder of the finished teacher")
+    parser.add_argument(
+        "--work", type=Path, default=Path("outputs/teacher"), help="folder of bank, latents and figures"
+    )
+    parser.add_argument("--styles", default=",".join(SHIPPED), help="styles to train, separated by commas")
+    parser.add_argument("--pictures", type=int, default=1800, help="pictures in the bank")
+    parser.add_argument("--autoencoder-steps", type=int, default=1350)
+    parser.add_argument("--base-steps", type=int, default=4000)
+    parser.add_argument("--style-steps", type=int, default=700)
+    parser.add_argument("--rank", type=int, default=16, help="rank of the style LoRAs")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    torch.set_num_threads(args.threads)
+    args.work.mkdir(parents=True, exist_ok=True)
+    make_teacher(args)
+
+
+def make_teacher(args: argparse.Namespace) -> None:
+    """All stages in order; a stage whose output lies in the working folder is read from there."""
+    wanted = list(styles_of(args.styles))
+    schedule = NoiseSchedule(scaled_linear_betas())
+    bank = cached(args.work / "bank.pt", lambda: make_bank(args.pictures, args.seed))
+    if not (args.work / "base" / "unet").exists():
+        vae = train_autoencoder(bank, steps=args.autoencoder_steps, seed=args.seed)
+        latents = cached(args.work / "latents.pt", lambda: encode_bank(vae, bank))
+        unet, text, tokenizer = train_base(latents, schedule, steps=args.base_steps, seed=args.seed)
+        save_base(args.work / "base", vae, unet, text, tokenizer)
+    latents = cached(args.work / "latents.pt", dict)
+    shutil.copytree(args.work / "base", args.out, dirs_exist_ok=True)
+    base = StableDiffusionPipeline.from_pretrained(args.out, torch_dtype=torch.float32)
+    held, figures = held_out(latents), {}
+    for style in wanted:
+        with torch.no_grad():
+            cond = base.text_encoder(tokenize(base.tokenizer, embedded.style_prompts(style)))[0]
+        unet = UNet2DConditionModel.from_pretrained(args.out, subfolder="unet", torch_dtype=torch.float32)
+        test = latents[style][held:, :, :LATENT_CROP, :LATENT_CROP].float()
+        before = loss_by_t(unet, schedule, test, cond[:1])
+        train_style(style, unet, cond, latents, schedule, steps=args.style_steps, seed=args.seed, rank=args.rank)
+        figures[style] = {"base": before, "style": loss_by_t(unet, schedule, test, cond[:1])}
+        log.info("%s: held-out denoising loss by t: %s", style, figures[style])
+        save_style(args.out, style, unet)
+        (args.work / "figures.json").write_text(json.dumps(figures, indent=2))
+
+
+if __name__ == "__main__":
+    main()
