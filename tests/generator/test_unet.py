@@ -113,7 +113,7 @@ def test_adam_learns_outlines_quickly() -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert loss < 0.15 * start
+    assert loss < 0.25 * start
 
 
 def test_config_rebuilds_it() -> None:

@@ -77,7 +77,8 @@ def load_generator_from_checkpoint(path: str | Path) -> tuple[nn.Module, dict[st
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         hyper, state = checkpoint["hyper_parameters"], checkpoint["state_dict"]
-        name, arguments = hyper["generator"]["name"], hyper["generator"]["config"]
+        name = str(hyper["generator"]["name"]).rpartition(".")[2]
+        arguments = hyper["generator"]["config"]
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
         raise UserError(f"ckpt={path}: cannot be read as a checkpoint: {str(error).splitlines()[0]}") from error
     except (KeyError, TypeError) as error:
@@ -88,7 +89,7 @@ def load_generator_from_checkpoint(path: str | Path) -> tuple[nn.Module, dict[st
     prefix = "ema.module." if averaged else "generator."
     weights: dict[str, Tensor] = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
     generator = load_weights(build_generator(name, arguments, source=f"ckpt={path}"), weights, source=f"ckpt={path}")
-    facts = {key: value for key, value in hyper.items() if key != "generator" and _is_json(value)}
+    facts = _training_facts(hyper)
     return generator, {**facts, "step": int(checkpoint.get("global_step", 0)), "averaged_weights": averaged}
 
 
@@ -143,9 +144,12 @@ def _safetensors_parity(generator: nn.Module, folder: Path) -> dict[tuple[int, i
         return {size: float((stylizer(x) - to_unit_range(generator, x)).abs().max())}
 
 
-def _is_json(value: object) -> bool:
-    try:
-        json.dumps(value)
-    except (TypeError, ValueError):
-        return False
-    return True
+def _training_facts(hyper: Mapping[str, Any]) -> dict[str, Any]:
+    """What a model should say about itself: the style and the settings of the training, but no path of this machine."""
+    style, config = hyper.get("style") or {}, hyper.get("config") or {}
+    settings = ("steps", "seed", "objective", "regularizer", "relevance", "timesteps", "warmup", "prompts", "optimizer")
+    facts = {
+        "style": {key: style[key] for key in ("name", "words", "strength", "page") if style.get(key) is not None},
+        "settings": {key: config[key] for key in settings if key in config},
+    }
+    return {key: value for key, value in facts.items() if value}

@@ -1,0 +1,57 @@
+"""Export the network of a checkpoint: ``python export.py ckpt=PATH [format=safetensors|onnx] [out=DIR]``.
+
+Exit status: 0 done, 2 for a wrong command or bad input (with one message), 130 interrupted, 1 for anything unforeseen.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import hydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+
+import smsff.launch
+from smsff.config import resolve
+from smsff.errors import UserError
+
+CONFIGS = Path(__file__).resolve().parent / "conf"
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="export")
+def main(cfg: DictConfig) -> None:
+    options = resolve(cfg)
+    from smsff.stylize.export import export_checkpoint  # after the checks that need no torch
+
+    for key in ("ckpt", "format", "out"):
+        if not isinstance(options[key], str) and not (key == "out" and options[key] is None):
+            raise UserError(f"{key}={options[key]!r}: must be text")
+    done = export_checkpoint(options["ckpt"], options["out"], options["format"])
+    print(f"weights: {'average over the training (EMA)' if done.averaged else 'of the last step'}")
+    for name, size in done.files.items():
+        print(f"{done.folder / name}: {size / 1e6:.2f} MB")
+    for (height, width), difference in done.parity.items():
+        print(f"largest difference from the checkpoint at {height} x {width}: {difference:.1e} (RGB in [0, 1])")
+
+
+def command_line() -> None:
+    """Run, and turn what the user can mend into one message and exit status 2."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here instead of being printed by Hydra
+    try:
+        main()
+    except UserError as error:
+        message = str(error)
+    except HydraException as error:
+        message = smsff.launch.explain(error, config_dir=CONFIGS, config_name="export")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    else:
+        return
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    command_line()

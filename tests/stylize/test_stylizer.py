@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+import smsff
+from smsff.errors import UserError
+from smsff.generator import ResNetGenerator, UNetGenerator
+from smsff.stylize.export import save_stylizer
+from smsff.stylize.stylizer import Stylizer, load_stylizer
+
+
+def network(seed: int = 0) -> UNetGenerator:
+    """A narrow network with random weights, so that it changes pictures visibly."""
+    torch.manual_seed(seed)
+    net = UNetGenerator(widths=(8, 12), encoder_blocks=(1, 1), decoder_blocks=(1,), head_width=8)
+    torch.nn.init.normal_(net.to_rgb.weight, std=0.1)
+    return net
+
+
+def bytes_picture(*shape: int) -> Tensor:
+    return torch.randint(256, shape, dtype=torch.uint8)
+
+
+def test_floats_are_zero_to_one_and_clamped() -> None:
+    net = network()
+    torch.nn.init.constant_(net.to_rgb.bias, 0.8)
+    x = torch.rand(2, 3, 21, 34)
+    y = Stylizer(net)(x)
+    torch.testing.assert_close(y, ((net(x * 2 - 1) + 1) / 2).clamp(0, 1).detach())
+    assert y.max() == 1.0
+    assert not y.requires_grad
+
+
+def test_bytes_and_pil_agree_with_floats() -> None:
+    stylizer, x = Stylizer(network()), bytes_picture(1, 3, 19, 40)
+    y = stylizer(x)
+    assert y.dtype == torch.uint8
+    assert (y.float() / 255 - stylizer(x / 255)).abs().max() <= 0.5 / 255 + 1e-6
+    picture = stylizer(Image.fromarray(x[0].permute(1, 2, 0).contiguous().numpy()))
+    assert picture.size == (40, 19)
+    assert list(picture.tobytes()) == y[0].permute(1, 2, 0).flatten().tolist()
+
+
+def test_tiles_equal_the_whole() -> None:
+    net, x = network(), bytes_picture(1, 3, 130, 157)
+    whole, tiled = Stylizer(net, tile=0)(x), Stylizer(net, tile=16)(x)
+    assert (whole.int() - tiled.int()).abs().max() <= 1  # rounding of a value half-way between two bytes
+    floats = x / 255
+    torch.testing.assert_close(Stylizer(net, tile=16)(floats), Stylizer(net, tile=0)(floats), rtol=0, atol=1e-5)
+
+
+def test_resnet_is_never_tiled() -> None:
+    net = ResNetGenerator(width=4, blocks=1)
+    assert Stylizer(net).tile == 0
+    assert Stylizer(net)(torch.rand(1, 3, 20, 30)).shape == (1, 3, 20, 30)
+    with pytest.raises(UserError, match="cannot work in tiles"):
+        Stylizer(net, tile=512)
+
+
+def test_unusable_pictures_are_refused() -> None:
+    stylizer = Stylizer(network())
+    for shape in [(3, 8, 8), (1, 4, 8, 8), (1, 3, 0, 8)]:
+        with pytest.raises(ValueError, match="shape"):
+            stylizer(torch.rand(shape))
+    with pytest.raises(ValueError, match="uint8 or floating point"):
+        stylizer(torch.zeros(1, 3, 8, 8, dtype=torch.int64))
+    with pytest.raises(UserError, match="tile=-1"):
+        Stylizer(network(), tile=-1)
+
+
+def test_loading_what_was_saved(tmp_path: Path) -> None:
+    net = network()
+    save_stylizer(net, tmp_path, {"style": {"name": "cel"}})
+    stylizer = smsff.load_stylizer(tmp_path)
+    assert stylizer.config["training"] == {"style": {"name": "cel"}}
+    x = torch.rand(1, 3, 16, 25)
+    assert torch.equal(stylizer(x), Stylizer(net)(x))
+
+
+def test_import_smsff_is_light() -> None:
+    code = "import sys, smsff; assert smsff.__version__ == '0.1.0'; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        smsff.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "message"),
+    [
+        ("config.json", None, "has no config.json"),
+        ("model.safetensors", None, "has no model.safetensors"),
+        ("config.json", "{", "not the description"),
+        ("config.json", "[]", "not the description"),
+        ("model.safetensors", "junk", "cannot be read"),
+    ],
+)
+def test_damaged_folders_are_named(tmp_path: Path, name: str, damage: str | None, message: str) -> None:
+    save_stylizer(network(), tmp_path)
+    if damage is None:
+        (tmp_path / name).unlink()
+    else:
+        (tmp_path / name).write_text(damage)
+    with pytest.raises(UserError, match=message) as error:
+        load_stylizer(tmp_path)
+    assert str(tmp_path) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": "os.system"}, "is not one of the networks UNetGenerator, ResNetGenerator"),
+        ({"config": {"width": 3}}, "cannot be built"),
+        (
+            {"config": {"widths": [8, 16], "encoder_blocks": [1, 1], "decoder_blocks": [1], "head_width": 8}},
+            "do not fit",
+        ),
+    ],
+)
+def test_a_description_that_does_not_fit_is_refused(tmp_path: Path, change: dict[str, object], message: str) -> None:
+    save_stylizer(network(), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["generator"].update(change)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=message):
+        load_stylizer(tmp_path)

@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from smsff.cli import main
+from smsff.data.images import load_image
+from smsff.generator import UNetGenerator
+from smsff.stylize.export import save_stylizer
+from smsff.stylize.stylizer import load_stylizer
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    net = UNetGenerator(widths=(8, 12), encoder_blocks=(1, 1), decoder_blocks=(1,), head_width=8)
+    torch.nn.init.normal_(net.to_rgb.weight, std=0.1)
+    folder = tmp_path_factory.mktemp("model")
+    save_stylizer(net, folder)
+    return folder
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    (folder / "sub").mkdir(parents=True)
+    for name, mode, size in [("a.png", "RGB", (41, 30)), ("sub/b.jpg", "L", (20, 33)), ("sub/c.bmp", "RGB", (8, 8))]:
+        Image.effect_noise(size, 60).convert(mode).save(folder / name)
+    return folder
+
+
+def test_stylizes_a_folder(model: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    assert main(["stylize", str(model), str(photos), "--out", str(out)]) == 0
+    assert sorted(p.relative_to(out).as_posix() for p in out.rglob("*.*")) == ["a.png", "sub/b.jpg", "sub/c.png"]
+    assert "3 of 3 images stylized" in capsys.readouterr().out
+    source, result = load_image(photos / "a.png"), load_image(out / "a.png")
+    assert torch.equal(result, load_stylizer(model)(source[None])[0])
+    assert not torch.equal(result, source)
+
+
+def test_unreadable_images_are_named_and_the_rest_is_done(
+    model: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (photos / "broken.jpg").write_bytes(b"not a picture")
+    assert main(["stylize", str(model), str(photos), "--out", str(tmp_path / "out")]) == 1
+    printed = capsys.readouterr()
+    assert "broken.jpg" in printed.err
+    assert printed.err.count("skipped") == 1
+    assert "3 of 4 images stylized" in printed.out
+
+
+def test_results_are_replaced_only_on_demand(
+    model: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["stylize", str(model), str(photos / "a.png"), "--out", str(tmp_path / "out")]
+    assert main(command) == 0
+    (tmp_path / "out/a.png").write_text("mine")
+    assert main(command) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert (tmp_path / "out/a.png").read_text() == "mine"
+    assert main([*command, "--overwrite"]) == 0
+    assert load_image(tmp_path / "out/a.png").shape == (3, 30, 41)
+
+
+def test_tiles_and_threads(model: Path, photos: Path, tmp_path: Path) -> None:
+    for name, options in {"whole": ["--tile", "0"], "tiled": ["--tile", "8", "--threads", "1"]}.items():
+        assert main(["stylize", str(model), str(photos / "a.png"), "--out", str(tmp_path / name), *options]) == 0
+    whole, tiled = (load_image(tmp_path / name / "a.png").int() for name in ("whole", "tiled"))
+    assert (whole - tiled).abs().max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "COMMAND"),
+        (["stylize", "MODEL", "a.png"], "--out"),
+        (["stylize", "MODEL", "PHOTOS", "--out", "OUT", "--tile", "-3"], "--tile"),
+        (["stylize", "MODEL", "PHOTOS", "--out", "OUT", "--threads", "0"], "--threads"),
+        (["stylize", "MODEL", "missing.png", "--out", "OUT"], "missing.png does not exist"),
+        (["stylize", "nowhere", "PHOTOS", "--out", "OUT"], "nowhere is not an exported model"),
+        (["stylize", "MODEL", "PHOTOS/a.png", "--out", "PHOTOS"], "would replace an input"),
+    ],
+)
+def test_bad_usage_is_status_2_and_one_message(
+    model: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    places = {"MODEL": str(model), "PHOTOS": str(photos), "OUT": str(tmp_path / "out")}
+    for name, place in places.items():
+        arguments = [a.replace(name, place) if a.startswith(name) else a for a in arguments]
+    try:
+        status = main(arguments)
+    except SystemExit as stop:  # argparse
+        status = stop.code
+    assert status == 2
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert "Traceback" not in printed
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_cuda_that_is_not_there(model: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["stylize", str(model), str(photos), "--out", str(tmp_path / "o"), "--device", "cuda"]) == 2
+    assert "no CUDA device" in capsys.readouterr().err
+
+
+def test_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["stylize", "--help"])
+    assert stop.value.code == 0
+    assert "Exit status" in capsys.readouterr().out
