@@ -51,7 +51,9 @@ def test_an_image_that_vanishes_is_replaced_by_the_next_one(tmp_path: Path) -> N
     assert image[0, 0, 0] == 3
     assert list(skipped) == ["1.png", "2.png"]
     assert folder.load_or_next(3)[1:] == (3, {})
-    for path in (paths[0], paths[2], paths[3]):
+    os.remove(paths[3])
+    assert folder.load_or_next(3)[1] == 0
+    for path in (paths[0], paths[2]):
         os.remove(path)
     with pytest.raises(ImageError, match="none of the 4"):
         folder.load_or_next(0)
