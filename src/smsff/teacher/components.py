@@ -203,7 +203,7 @@ def _absent(source: Source, reason: str) -> str:
     known = source.folder is None and source.name.count("/") == 1
     fetch = source.name if known else "stable-diffusion-v1-5/stable-diffusion-v1-5"
     return (
-        f"{source}: {reason}. Give the folder of a Stable Diffusion 1.x pipeline (model_index.json, {', '.join(PARTS)}) "
+        f"{source}: {reason}. Give the folder of a Stable Diffusion 1.x pipeline ({', '.join(PARTS)}) "
         f"or the id of one on the hub; for example run `hf download {fetch} --local-dir models/base` where there is a "
         f"network and set {source.key}=models/base"
     )

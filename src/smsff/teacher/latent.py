@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
@@ -27,11 +29,11 @@ class AutoencoderLatent(nn.Module):
 
     Args:
         vae: the auto-encoder; its configuration gives the number of channels, the downscale factor and the scaling.
-        checkpoint: recompute the encoder's blocks in the backward pass instead of keeping their activations; without
-            effect where no gradient is wanted.
+        gradient_checkpointing: recompute the encoder's blocks in the backward pass instead of keeping their
+            activations; without effect where no gradient is wanted.
     """
 
-    def __init__(self, vae: AutoencoderKL | AutoencoderTiny, *, checkpoint: bool = False) -> None:
+    def __init__(self, vae: AutoencoderKL | AutoencoderTiny, *, gradient_checkpointing: bool = False) -> None:
         super().__init__()
         self.vae = vae.requires_grad_(False).eval()
         tiny = isinstance(vae, AutoencoderTiny)
@@ -40,7 +42,10 @@ class AutoencoderLatent(nn.Module):
         self.channels: int = vae.config.latent_channels
         self.scaling: float = vae.config.scaling_factor
         self.shift: float = vae.config.shift_factor or 0.0
-        if checkpoint:
+        # AutoencoderTiny's own checkpointing skips the step from [-1, 1] to [0, 1] in its encoder, so the whole encoder
+        # is one segment there; it is small.
+        self._checkpoint_whole = gradient_checkpointing and tiny
+        if gradient_checkpointing and not tiny:
             vae.enable_gradient_checkpointing()
 
     def train(self, mode: bool = True) -> AutoencoderLatent:
@@ -57,9 +62,13 @@ class AutoencoderLatent(nn.Module):
             (B, channels, ceil(H / downscale), ceil(W / downscale)), at least float32.
         """
         x = pad_to_multiple(x, self.downscale).to(self.vae.dtype)
-        encoded = self.vae.encode(x)
-        mean = encoded.latents if isinstance(self.vae, AutoencoderTiny) else encoded.latent_dist.mean
+        whole = self._checkpoint_whole and torch.is_grad_enabled() and x.requires_grad
+        mean = checkpoint(self._mean, x, use_reentrant=False) if whole else self._mean(x)
         return (mean.to(x.dtype) - self.shift) * self.scaling
+
+    def _mean(self, x: Tensor) -> Tensor:
+        encoded = self.vae.encode(x)
+        return encoded.latents if isinstance(self.vae, AutoencoderTiny) else encoded.latent_dist.mean
 
     def decode(self, z: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """Images (B, 3, H, W), about [-1, 1] and not clipped, of scaled latents z (B, channels, h, w).

@@ -172,7 +172,7 @@ def load_stable_diffusion(
     return StableDiffusionTeacher(
         unet=unet,
         schedule=schedule,
-        latent=AutoencoderLatent(vae, checkpoint=gradient_checkpointing),
+        latent=AutoencoderLatent(vae, gradient_checkpointing=gradient_checkpointing),
         prompts=PromptEncoder(text_encoder, tokenizer),
         style_unet=style_unet,
         style_prompts=None if other is None else PromptEncoder(style_text, style_tokenizer),

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_pipelines import TinySpec, build_vae
+
+from smsff.teacher.latent import AutoencoderLatent, pad_to_multiple
+
+
+@pytest.mark.parametrize("tiny_vae", [False, True])
+@pytest.mark.parametrize(("downscale", "channels"), [(2, 8), (8, 4)])
+def test_downscale_and_channels_come_from_the_configuration(downscale: int, channels: int, tiny_vae: bool) -> None:
+    latent = AutoencoderLatent(build_vae(TinySpec(downscale=downscale, latent_channels=channels, tiny_vae=tiny_vae)))
+    z = latent.encode(torch.rand(2, 3, 16, 24) * 2 - 1)
+    assert (latent.downscale, latent.channels) == (downscale, channels)
+    assert z.shape == (2, channels, 16 // downscale, 24 // downscale)
+    assert latent.decode(z).shape == (2, 3, 16, 24)
+
+
+def test_latents_are_the_scaled_and_shifted_posterior_mean() -> None:
+    vae = build_vae(TinySpec(scaling_factor=0.7)).double()
+    vae.register_to_config(shift_factor=0.3)
+    latent = AutoencoderLatent(vae)
+    x = torch.randn(2, 3, 16, 24, dtype=torch.float64)
+    mean = vae.encode(x).latent_dist.mean
+    torch.testing.assert_close(latent.encode(x), (mean - 0.3) * 0.7, atol=1e-12, rtol=0)
+    torch.testing.assert_close(latent.decode(latent.encode(x)), vae.decode(mean).sample, atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("size", [(15, 21), (1, 9), (17, 16)])
+def test_any_size_is_padded_by_reflection_and_cropped_back(size: tuple[int, int]) -> None:
+    latent = AutoencoderLatent(build_vae(TinySpec(downscale=4, latent_channels=4)))
+    x = torch.rand(2, 3, *size)
+    z = latent.encode(x)
+    assert z.shape[-2:] == (-(-size[0] // 4), -(-size[1] // 4))
+    torch.testing.assert_close(z, latent.encode(pad_to_multiple(x, 4)))
+    assert latent.decode(z, size).shape == x.shape
+
+
+def test_padding_mirrors_the_border_and_leaves_the_rest() -> None:
+    x = torch.arange(15.0).view(1, 1, 3, 5)
+    padded = pad_to_multiple(x, 4)
+    assert padded.shape == (1, 1, 4, 8)
+    assert torch.equal(padded[..., :3, :5], x)
+    assert torch.equal(padded[0, 0, 0], torch.tensor([0.0, 1, 2, 3, 4, 3, 2, 1]))
+    assert torch.equal(padded[0, 0, 3], padded[0, 0, 1])
+    assert pad_to_multiple(padded, 4) is padded
+
+
+@pytest.mark.parametrize("tiny_vae", [False, True])
+def test_gradient_through_the_encoder_is_the_same_with_checkpointing(tiny_vae: bool) -> None:
+    gradients = []
+    for checkpoint in (False, True):
+        torch.manual_seed(0)
+        latent = AutoencoderLatent(build_vae(TinySpec(tiny_vae=tiny_vae)).double(), gradient_checkpointing=checkpoint)
+        x = torch.randn(2, 3, 15, 22, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        z = latent.encode(x)
+        (z * torch.arange(z.numel()).view_as(z)).sum().backward()
+        gradients.append(x.grad)
+        assert all(parameter.grad is None for parameter in latent.parameters())
+    assert gradients[0].abs().max() > 0
+    torch.testing.assert_close(gradients[1], gradients[0], atol=0, rtol=1e-12)
+
+
+def test_checkpointing_keeps_less_for_the_backward_pass() -> None:
+    def saved(checkpoint: bool) -> int:
+        latent = AutoencoderLatent(build_vae(TinySpec()), gradient_checkpointing=checkpoint)
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
+            latent.encode(torch.randn(1, 3, 32, 32, requires_grad=True))
+        return sum(sizes)
+
+    assert saved(True) < saved(False) / 3
+
+
+def test_stays_frozen_and_in_evaluation_mode() -> None:
+    latent = AutoencoderLatent(build_vae(TinySpec()))
+    torch.nn.ModuleList([latent]).train()
+    assert not any(module.training for module in latent.modules())
+    assert not any(parameter.requires_grad for parameter in latent.parameters())
