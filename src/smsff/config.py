@@ -36,6 +36,7 @@ class Style:
     Attributes:
         name: For people and file names.
         words: What prompts call it, with the trigger words of the LoRA.
+        prompt: Template of the prompt for the scores, with {words} and {caption}.
         lora: The LoRA file.
         strength: Factor on the LoRA.
         base: Model the LoRA is applied to (folder or hub id); None is the teacher's own base.
@@ -46,6 +47,7 @@ class Style:
 
     name: str
     words: str
+    prompt: str
     lora: str
     strength: float = 1.0
     base: str | None = None
@@ -99,7 +101,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def fits(value: Any, kind: Any) -> bool:
-    """Whether a value from YAML can stand for an argument annotated with ``kind``; annotations beyond YAML accept any."""
+    """Whether a value from YAML can stand for an argument annotated with ``kind`` (any, if YAML cannot tell)."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         return any(fits(value, one) for one in arguments)

@@ -51,7 +51,8 @@ def child_command(script: Path, local_rank: int, *, replace: Mapping[str, str] |
         "hydra.output_subdir=null",
         f"hydra.job.name={config.job.name}_rank{local_rank}",
     ]
-    return [sys.executable, str(script), "--config-name", config.job.config_name, *flags, *kept, *added, *hydra]
+    name = ["--config-name", str(config.job.config_name)]
+    return [sys.executable, str(script), *name, *flags, *kept, *added, *hydra]
 
 
 def use_child_command(script: Path, *, replace: Mapping[str, str] | None = None) -> None:
@@ -89,7 +90,8 @@ def explain(error: Exception, *, config_dir: Path, config_name: str) -> str:
     text = str(error)
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
-        return f"{group}={choice}: there is no such choice; {nearest(choice, error.options)}\nchoices: {', '.join(error.options)}"
+        choices = ", ".join(error.options)
+        return f"{group}={choice}: there is no such choice; {nearest(choice, error.options)}\nchoices: {choices}"
     found = re.search(r"Could not (?:override|append to config|delete from config)[^'\n]*'([^'\n]+)'", text)
     if not found:
         return text.strip().splitlines()[0]

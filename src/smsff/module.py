@@ -16,8 +16,8 @@ from typing import Any, NamedTuple, Protocol
 import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from smsff import __version__
@@ -268,14 +268,14 @@ class StyleMatching(pl.LightningModule):
 
     # ------------------------------------------------------------------------------------------------- optimisation
 
-    def configure_optimizers(self) -> tuple[list[torch.optim.Optimizer], list[dict[str, Any]]]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """One AdamW, two groups; the schedule is told the length of the run instead of asking the trainer for it."""
         fake = [parameter for _, parameter in self.fake.trainable_parameters()]
         optimizer = build_optimizer(
             {"generator": (self.generator.parameters(), self.generator_options), "fake": (fake, self.fake_options)}
         )
-        schedule: LambdaLR = build_schedule(optimizer, (self.generator_options, self.fake_options), self.steps)
-        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+        schedule = build_schedule(optimizer, (self.generator_options, self.fake_options), self.steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
         """Clip each group by its own norm; the norms before clipping are logged."""
@@ -285,9 +285,10 @@ class StyleMatching(pl.LightningModule):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, then average: before any callback runs, so that a checkpoint never misses the average of its step."""
         super().optimizer_step(*args, **kwargs)
-        if isinstance(self.generator, ImageGenerator):
-            self.generator.clamp_()
-        self.ema.update_parameters(self.generator)
+        generator = self.generator
+        if isinstance(generator, ImageGenerator):
+            generator.clamp_()
+        self.ema.update_parameters(generator)
 
     # ------------------------------------------------------------------------------------------- pictures to look at
 
@@ -344,6 +345,6 @@ class StyleMatching(pl.LightningModule):
         for what, names in (("lacks", missing), ("has unknown", surplus), ("has another shape of", misfits)):
             if names:
                 raise UserError(
-                    f"ckpt_path: the checkpoint {what} {len(names)} of this run's {len(keys)} tensors (first: {names[0]}); "
-                    "it was written with another generator or fake_score configuration"
+                    f"ckpt_path: the checkpoint {what} {len(names)} of this run's {len(keys)} tensors (first: "
+                    f"{names[0]}); it was written with another generator or fake_score configuration"
                 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, get_args
 
 import torch
@@ -90,7 +91,7 @@ def build_optimizer(groups: Mapping[str, tuple[Iterable[nn.Parameter], GroupOpti
 
 def build_schedule(optimizer: Optimizer, options: Sequence[GroupOptions], total: int) -> LambdaLR:
     """The learning rate of every group as a pure function of the step."""
-    return LambdaLR(optimizer, [lambda step, o=o: o.lr_factor(step, total) for o in options])
+    return LambdaLR(optimizer, [partial(one.lr_factor, total=total) for one in options])
 
 
 def clip_groups(optimizer: Optimizer) -> dict[str, Tensor]:

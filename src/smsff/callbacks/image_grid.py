@@ -94,5 +94,7 @@ class ImageGrid(pl.Callback):
         for logger in trainer.loggers:
             if hasattr(logger, "log_image"):  # Weights & Biases
                 logger.log_image(key="samples", images=[picture.permute(1, 2, 0).numpy()], step=step)
-            elif hasattr(getattr(logger, "experiment", None), "add_image"):  # TensorBoard
-                logger.experiment.add_image("samples", picture, step)
+                continue
+            add_image = getattr(getattr(logger, "experiment", None), "add_image", None)  # TensorBoard
+            if add_image is not None:
+                add_image("samples", picture, step)

@@ -38,8 +38,8 @@ class LineProgress(ProgressBar):
             return
         done = max(step - self.first_step, 1)
         remaining = timedelta(seconds=round((time.monotonic() - self.start) / done * (total - step)))
-        figures = {k.removeprefix("train/"): v for k, v in self.get_metrics(trainer, pl_module).items() if k != "v_num"}
-        shown = "  ".join(f"{name} {float(value):.4g}" for name, value in figures.items())
+        figures = self.get_metrics(trainer, pl_module).items()
+        shown = "  ".join(f"{k.removeprefix('train/')} {v:.4g}" for k, v in figures if isinstance(v, float))
         print(f"step {step}/{total}  {100 * step // total}%  ETA {remaining}  {shown}", flush=True)
 
 

@@ -62,7 +62,7 @@ class RunSummary(pl.Callback):
     def write(self, trainer: pl.Trainer, status: str) -> None:
         self.collect(trainer)
         seconds = time.monotonic() - self.start
-        content = {
+        content: dict[str, Any] = {
             "status": status,
             "steps": trainer.global_step,
             "images_seen": self.images_seen,
@@ -70,9 +70,9 @@ class RunSummary(pl.Callback):
             "images_per_second": round(self.images_here / max(seconds, 1e-9), 3),
             "figures": {name: v if math.isfinite(v) else None for name, v in sorted(self.figures.items())},
         }
-        data = getattr(trainer, "datamodule", None)
-        if hasattr(data, "summary"):
-            content["data"] = data.summary()
+        summary = getattr(getattr(trainer, "datamodule", None), "summary", None)
+        if summary is not None:
+            content["data"] = summary()
         write_json(self.path, content)
 
     def state_dict(self) -> dict[str, Any]:
