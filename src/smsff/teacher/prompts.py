@@ -37,7 +37,7 @@ class PromptEncoder(nn.Module):
         return super().train(False)
 
     def encode(self, prompts: Sequence[str], *, device: torch.device, adapter: str | None = None) -> Tensor:
-        """Last hidden states (N, L, D) in float32 on `device`; N = 0 is refused.
+        """Last hidden states (N, L, D) in float32 on `device`, for at least one prompt.
 
         Args:
             adapter: apply this adapter of the text encoder; None for the plain one.
