@@ -36,7 +36,7 @@ class Style:
     Attributes:
         name: For people and file names.
         words: What prompts call it, with the trigger words of the LoRA.
-        prompt: Template of the prompt for the scores, with {words} and {caption}.
+        edit: Template of the prompt that asks the base for the style, with {words} and {caption}.
         lora: The LoRA file.
         strength: Factor on the LoRA.
         base: Model the LoRA is applied to (folder or hub id); None is the teacher's own base.
@@ -47,7 +47,7 @@ class Style:
 
     name: str
     words: str
-    prompt: str
+    edit: str
     lora: str
     strength: float = 1.0
     base: str | None = None
