@@ -26,7 +26,7 @@ def uniform_integers(u: Tensor, low: int, high: int) -> Tensor:
 
 def narrowed(iteration: int, total: int, t_min: int, t_max: int) -> int:
     """The upper bound (1 - iteration / total) t_max, rounded down, never below t_min."""
-    remaining = min(max(total - iteration, 0), total)
+    remaining = min(total - iteration, total)
     return max(t_min, remaining * t_max // max(total, 1))
 
 
