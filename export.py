@@ -23,11 +23,11 @@ CONFIGS = Path(__file__).resolve().parent / "conf"
 @hydra.main(version_base="1.3", config_path="conf", config_name="export")
 def main(cfg: DictConfig) -> None:
     options = resolve(cfg)
-    from smsff.stylize.export import export_checkpoint  # after the checks that need no torch
-
     for key in ("ckpt", "format", "out"):
         if not isinstance(options[key], str) and not (key == "out" and options[key] is None):
             raise UserError(f"{key}={options[key]!r}: must be text")
+    from smsff.stylize.export import export_checkpoint  # here: --help and the checks above should not wait for torch
+
     done = export_checkpoint(options["ckpt"], options["out"], options["format"])
     print(f"weights: {'average over the training (EMA)' if done.averaged else 'of the last step'}")
     for name, size in done.files.items():

@@ -71,7 +71,8 @@ class ResNetGenerator(nn.Module):
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
                 nn.init.normal_(layer.weight, std=0.02)
-                nn.init.zeros_(layer.bias)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
 
     def config(self) -> dict[str, object]:
         """Constructor arguments, JSON-ready."""
@@ -82,7 +83,7 @@ class ResNetGenerator(nn.Module):
         height, width = x.shape[-2:]
         k = self.multiple
         # two pixels at the lowest resolution are the least that reflection and instance norm can work on
-        bottom = torch.sym_max(((height + k - 1) // k) * k, 2 * k) - height
-        right = torch.sym_max(((width + k - 1) // k) * k, 2 * k) - width
+        bottom: int = torch.sym_max(((height + k - 1) // k) * k, 2 * k) - height  # type: ignore[assignment]
+        right: int = torch.sym_max(((width + k - 1) // k) * k, 2 * k) - width  # type: ignore[assignment]
         out: Tensor = torch.tanh(self.body(F.pad(x, (0, right, 0, bottom), mode="replicate")))
         return out[..., :height, :width]

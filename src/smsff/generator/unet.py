@@ -32,18 +32,23 @@ def unit(x: Tensor) -> Tensor:
     return x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-3)
 
 
+def convolution(inputs: int, outputs: int, size: int, *, stride: int = 1, gain: float = 2**0.5) -> nn.Conv2d:
+    """Padded to keep the size if odd; normal weights of variance gain^2 / fan-in (sqrt(2) before a ReLU), zero bias."""
+    conv = nn.Conv2d(inputs, outputs, size, stride=stride, padding=(size - 1) // 2)
+    nn.init.normal_(conv.weight, std=gain * (inputs * size * size) ** -0.5)
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
+    return conv
+
+
 class ResidualBlock(nn.Module):
     """x + GAIN/channels * conv(relu(conv(unit(x)))), the second convolution zero at the start."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.first = nn.Conv2d(channels, channels, 3, padding=1)
-        self.second = nn.Conv2d(channels, channels, 3, padding=1)
+        self.first = convolution(channels, channels, 3)
+        self.second = convolution(channels, channels, 3, gain=0)
         self.scale = GAIN / channels
-        nn.init.kaiming_normal_(self.first.weight, nonlinearity="relu")
-        nn.init.zeros_(self.first.bias)
-        nn.init.zeros_(self.second.weight)
-        nn.init.zeros_(self.second.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to the same shape."""
@@ -55,22 +60,13 @@ class Up(nn.Module):
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.project = nn.Conv2d(inputs, 4 * outputs, 1)
+        self.project = convolution(inputs, 4 * outputs, 1, gain=1)
         # pixel_shuffle reads channels as (output, sub-pixel): every group of four gets one set of weights
-        nn.init.normal_(self.project.weight, std=inputs**-0.5)
         self.project.weight.data = self.project.weight.data[::4].repeat_interleave(4, dim=0)
-        nn.init.zeros_(self.project.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs, H, W) to (B, outputs, 2H, 2W)."""
         return F.pixel_shuffle(self.project(unit(x)), 2)
-
-
-def _down(inputs: int, outputs: int) -> nn.Conv2d:
-    conv = nn.Conv2d(inputs, outputs, 2, stride=2)
-    nn.init.kaiming_normal_(conv.weight, nonlinearity="linear")
-    nn.init.zeros_(conv.bias)
-    return conv
 
 
 def _blocks(channels: int, count: int) -> nn.Sequential:
@@ -109,20 +105,15 @@ class UNetGenerator(nn.Module):
             )
         self.widths, self.head_width = tuple(widths), head_width
         self.encoder_blocks, self.decoder_blocks = tuple(encoder_blocks), tuple(decoder_blocks)
-        self.stem = nn.Conv2d(12, widths[0], 3, padding=1)
+        self.stem = convolution(12, widths[0], 3)
         self.encoder = nn.ModuleList(_blocks(c, n) for c, n in zip(widths, encoder_blocks, strict=True))
-        self.downs = nn.ModuleList(_down(a, b) for a, b in pairwise(widths))
+        self.downs = nn.ModuleList(convolution(a, b, 2, stride=2, gain=1) for a, b in pairwise(widths))
         self.ups = nn.ModuleList(Up(b, a) for a, b in pairwise(widths))
         self.decoder = nn.ModuleList(_blocks(c, n) for c, n in zip(widths[:-1], decoder_blocks, strict=True))
         self.unfold = Up(widths[0], head_width)
-        self.mix = nn.Conv2d(head_width + 3, head_width, 3, padding=1)
-        self.refine = nn.Conv2d(head_width, head_width, 3, padding=1)
-        self.to_rgb = nn.Conv2d(head_width, 3, 3, padding=1)
-        for conv in (self.stem, self.mix, self.refine):
-            nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
-            nn.init.zeros_(conv.bias)
-        nn.init.zeros_(self.to_rgb.weight)
-        nn.init.zeros_(self.to_rgb.bias)
+        self.mix = convolution(head_width + 3, head_width, 3)
+        self.refine = convolution(head_width, head_width, 3)
+        self.to_rgb = convolution(head_width, 3, 3, gain=0)
 
     def config(self) -> dict[str, object]:
         """Constructor arguments, JSON-ready."""

@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from smsff import __version__
 from smsff.errors import UserError
 from smsff.stylize.files import write_atomically
 from smsff.stylize.onnx_model import export_onnx
-from smsff.stylize.stylizer import CONFIG, WEIGHTS, build_generator, load_stylizer, load_weights, to_unit_range
+from smsff.stylize.stylizer import CONFIG, WEIGHTS, Network, build_generator, load_stylizer, load_weights, to_unit_range
 
 FORMATS = ("safetensors", "onnx")
 
@@ -39,11 +39,11 @@ class Exported:
     averaged: bool = False
 
 
-def save_stylizer(generator: nn.Module, folder: str | Path, meta: Mapping[str, Any] | None = None) -> None:
+def save_stylizer(generator: Network, folder: str | Path, meta: Mapping[str, Any] | None = None) -> None:
     """Write model.safetensors and config.json, each whole or not at all.
 
     Args:
-        generator: A network with `config()`.
+        generator: The network.
         folder: Made if needed; files of these names are replaced.
         meta: JSON-ready facts about the training, stored under "training".
     """
@@ -64,7 +64,7 @@ def save_stylizer(generator: nn.Module, folder: str | Path, meta: Mapping[str, A
     write_atomically(folder / CONFIG, lambda path: path.write_text(text, encoding="utf-8"))
 
 
-def load_generator_from_checkpoint(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
+def load_generator_from_checkpoint(path: str | Path) -> tuple[Network, dict[str, Any]]:
     """The trained network of a checkpoint, averaged weights if there are any, and facts about its training.
 
     Args:
@@ -129,15 +129,17 @@ def export_checkpoint(checkpoint: str | Path, out: str | Path | None, format: st
         raise UserError(f"out={folder} is a file; it must be a folder")
     folder.mkdir(parents=True, exist_ok=True)
     if format == "onnx":
-        parity, names = export_onnx(generator, folder / "model.onnx", meta), ("model.onnx",)
+        names = ["model.onnx"]
+        parity = export_onnx(generator, folder / names[0], meta)
     else:
+        names = [WEIGHTS, CONFIG]
         save_stylizer(generator, folder, meta)
-        parity, names = _safetensors_parity(generator, folder), (WEIGHTS, CONFIG)
+        parity = _safetensors_parity(generator, folder)
     files = {name: (folder / name).stat().st_size for name in names}
     return Exported(folder, files, parity, averaged=meta["averaged_weights"])
 
 
-def _safetensors_parity(generator: nn.Module, folder: Path) -> dict[tuple[int, int], float]:
+def _safetensors_parity(generator: Network, folder: Path) -> dict[tuple[int, int], float]:
     stylizer, size = load_stylizer(folder), (101, 135)
     x = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():

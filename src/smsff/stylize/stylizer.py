@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from PIL import Image
@@ -18,7 +18,8 @@ from smsff.stylize.tiles import in_tiles
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 TILE = 1024
-NETWORKS = {network.__name__: network for network in (UNetGenerator, ResNetGenerator)}
+Network: TypeAlias = UNetGenerator | ResNetGenerator
+NETWORKS: dict[str, type[Network]] = {network.__name__: network for network in (UNetGenerator, ResNetGenerator)}
 
 
 class Stylizer:
@@ -40,13 +41,13 @@ class Stylizer:
 
     def __init__(
         self,
-        generator: nn.Module,
+        generator: Network,
         *,
         device: str | torch.device = "cpu",
         tile: int | None = None,
         config: dict[str, Any] | None = None,
     ) -> None:
-        self.generator = generator.to(device).eval()
+        self.generator: Network = generator.to(device).eval()
         self.device = torch.device(device)
         self.config = dict(config or {})
         radius = generator.receptive_radius
@@ -88,7 +89,7 @@ def to_unit_range(generator: nn.Module, rgb: Tensor) -> Tensor:
     return out
 
 
-def build_generator(name: str, config: dict[str, Any], *, source: str) -> nn.Module:
+def build_generator(name: str, config: dict[str, Any], *, source: str) -> Network:
     """The network `name` with constructor arguments `config`, as stored in a file named `source`.
 
     Raises:
@@ -97,12 +98,13 @@ def build_generator(name: str, config: dict[str, Any], *, source: str) -> nn.Mod
     if name not in NETWORKS:
         raise UserError(f"{source}: {name!r} is not one of the networks {', '.join(NETWORKS)}")
     try:
-        return NETWORKS[name](**config)
+        network: Network = NETWORKS[name](**config)
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{source}: {name} cannot be built from {config}: {error}") from error
+    return network
 
 
-def load_weights(generator: nn.Module, state: dict[str, Tensor], *, source: str) -> nn.Module:
+def load_weights(generator: Network, state: dict[str, Tensor], *, source: str) -> Network:
     """Fill the network; in evaluation mode, float32.
 
     Raises:
