@@ -107,6 +107,8 @@ def fits(value: Any, kind: Any) -> bool:
         return any(fits(value, one) for one in arguments)
     if origin is Literal:
         return any(value == one and type(value) is type(one) for one in arguments)
+    if kind is Any:
+        return True
     if kind is None or kind is type(None):
         return value is None
     if isinstance(value, Mapping) and "_target_" in value:

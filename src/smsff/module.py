@@ -285,10 +285,9 @@ class StyleMatching(pl.LightningModule):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, then average: before any callback runs, so that a checkpoint never misses the average of its step."""
         super().optimizer_step(*args, **kwargs)
-        generator = self.generator
-        if isinstance(generator, ImageGenerator):
-            generator.clamp_()
-        self.ema.update_parameters(generator)
+        if isinstance(self.generator, ImageGenerator):  # pixels stay colours
+            self.generator.value.data.clamp_(-1, 1)
+        self.ema.update_parameters(self.generator)
 
     # ------------------------------------------------------------------------------------------- pictures to look at
 

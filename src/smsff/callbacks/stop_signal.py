@@ -51,7 +51,14 @@ class StopSignal(pl.Callback):
             if self.received is None:
                 self.received = signal.SIGTERM
 
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._restore()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._restore()
+
+    def _restore(self) -> None:
+        """Give the signals back: to Lightning, which then gives them back to whoever had them before."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
