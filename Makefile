@@ -38,7 +38,7 @@ lint: $(READY) ## ruff and mypy
 	$(BIN)/mypy
 
 teacher: $(READY) ## make the embedded teacher and its style LoRAs again (hours on CPU)
-	$(BIN)/python -m smsff.teacher.embedded
+	$(BIN)/python -m smsff.teacher.recipe
 
 bench: $(READY) ## speed of the default network beside the ResNet-9 of the peers
 	$(BIN)/python benchmarks/generators.py --out outputs/bench/generators.json

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor, nn
+from torch import Tensor
 
 from smsff.callbacks.summary import write_json
 from smsff.config import find_target
@@ -111,7 +111,7 @@ def stylized_by_teacher(run: Run, photos: Mapping[str, Tensor]) -> tuple[dict[st
 def paired_network(run: Run, steps: int) -> tuple[Stylizer, dict[str, Any]]:
     """The run's architecture trained on true pairs of the run's training crops."""
     torch.manual_seed(run.config["seed"])
-    generator: nn.Module = run.build("generator")
+    generator = run.build("generator")
     start = time.monotonic()
     loader = run.build("data", steps=steps).train_dataloader()
     loss = train_paired(generator, (batch["image"] for batch in loader), run.operator, steps=steps)
