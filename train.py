@@ -157,7 +157,7 @@ def fit(trainer: pl.Trainer, module: StyleMatching, data: pl.LightningDataModule
         SystemExit: 130 or 143 if a signal ended the run.
     """
     from smsff.callbacks.image_grid import ImageGrid
-    from smsff.callbacks.stop_signal import StopSignal
+    from smsff.callbacks.last_checkpoint import LastCheckpoint
     from smsff.callbacks.summary import RunSummary
 
     try:
@@ -165,7 +165,7 @@ def fit(trainer: pl.Trainer, module: StyleMatching, data: pl.LightningDataModule
     except SystemExit:  # Lightning's answer to a second Ctrl-C
         raise SystemExit(130) from None
     for callback in trainer.callbacks:
-        if isinstance(callback, StopSignal) and callback.received is not None:
+        if isinstance(callback, LastCheckpoint) and callback.received is not None:
             raise SystemExit(128 + callback.received)
     if any(
         isinstance(callback, ImageGrid) and callback.last_step != trainer.global_step for callback in trainer.callbacks

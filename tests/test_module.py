@@ -83,7 +83,8 @@ def test_warm_up_trains_reconstruction_and_fake_then_matching_starts_at_its_own_
 
 def test_every_promised_figure_is_logged() -> None:
     _, recorder = run(tiny_module(), 4)
-    names = "loss matching spectrum fake relevance gradient t_min t_mean t_max grad_norm_generator grad_norm_fake"
+    names = "loss matching spectrum fake relevance gradient t_min t_mean t_max"
+    names += " grad_norm_generator grad_norm_fake lr_generator lr_fake"
     assert {f"train/{name}" for name in names.split()} <= recorder.rows[-1].keys()
     row = recorder.rows[-1]
     assert row["train/t_min"] <= row["train/t_mean"] <= row["train/t_max"]

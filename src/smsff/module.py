@@ -281,6 +281,7 @@ class StyleMatching(pl.LightningModule):
         """Clip each group by its own norm; the norms before clipping are logged."""
         norms = clip_groups(optimizer)
         self.log_dict({f"train/grad_norm_{name}": norm for name, norm in norms.items()})
+        self.log_dict({f"train/lr_{group['name']}": group["lr"] for group in optimizer.param_groups})
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, then average: before any callback runs, so that a checkpoint never misses the average of its step."""

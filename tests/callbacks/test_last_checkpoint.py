@@ -12,7 +12,7 @@ import torch
 from tiny import tiny_batch, tiny_module
 from torch.utils.data import DataLoader
 
-from smsff.callbacks.stop_signal import StopSignal
+from smsff.callbacks.last_checkpoint import LastCheckpoint
 from smsff.callbacks.summary import RunSummary
 
 
@@ -44,7 +44,7 @@ def fit(callbacks: list[Any], steps: int = 6) -> pl.Trainer:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_step_is_finished_saved_and_the_run_stopped(tmp_path: Path, number: signal.Signals) -> None:
     before = signal.getsignal(number)
-    stop, summary = StopSignal(path=tmp_path / "last.ckpt"), RunSummary(path=tmp_path / "metrics.json")
+    stop, summary = LastCheckpoint(path=tmp_path / "last.ckpt"), RunSummary(path=tmp_path / "metrics.json")
     trainer = fit([SendAt(3, number), summary, stop])
     assert trainer.global_step == 4
     assert stop.received is number
@@ -55,14 +55,14 @@ def test_the_step_is_finished_saved_and_the_run_stopped(tmp_path: Path, number: 
 
 
 def test_a_second_signal_stops_at_once() -> None:
-    stop = StopSignal(path="unused")
+    stop = LastCheckpoint(path="unused")
     stop._note(signal.SIGINT, None)
     with pytest.raises(KeyboardInterrupt):
         stop._note(signal.SIGINT, None)
 
 
 def test_an_undisturbed_run_is_finished_and_its_figures_counted(tmp_path: Path) -> None:
-    stop, summary = StopSignal(path=tmp_path / "last.ckpt"), RunSummary(path=tmp_path / "metrics.json")
+    stop, summary = LastCheckpoint(path=tmp_path / "last.ckpt"), RunSummary(path=tmp_path / "metrics.json")
     fit([summary, stop])
     content = json.loads((tmp_path / "metrics.json").read_text())
     assert content["status"] == "finished"
@@ -70,8 +70,8 @@ def test_an_undisturbed_run_is_finished_and_its_figures_counted(tmp_path: Path) 
     assert content["figures"]["train/loss"] > 0
     assert content["images_per_second"] > 0
     assert stop.received is None
-    assert not (tmp_path / "last.ckpt").exists()
-    assert [path.name for path in tmp_path.iterdir()] == ["metrics.json"]
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 6
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last.ckpt", "metrics.json"]
 
 
 def test_a_failed_run_leaves_its_summary_too(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a run after the current step, with a checkpoint."""
+"""Every run ends with a checkpoint of its last step: a finished one, and one that Ctrl-C or SIGTERM ends."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from lightning.pytorch.utilities import rank_zero_warn
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class StopSignal(pl.Callback):
-    """Finish the step, save, stop: interrupting in the middle of an optimizer step would leave half-updated weights.
+class LastCheckpoint(pl.Callback):
+    """Saves at the last step, and makes the step at which a signal arrives the last one.
 
-    A second signal stops at once; the last regular checkpoint then stands.
+    Interrupting in the middle of an optimizer step would leave half-updated weights; so the step is finished first. A
+    second signal stops at once; the last regular checkpoint then stands.
 
     Args:
         path: The checkpoint to write.
@@ -29,6 +30,7 @@ class StopSignal(pl.Callback):
     def __init__(self, *, path: str | Path) -> None:
         self.path = Path(path)
         self.received: signal.Signals | None = None
+        self._saved_step = -1
         self._before: dict[signal.Signals, Any] = {}
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -46,16 +48,23 @@ class StopSignal(pl.Callback):
     ) -> None:
         # All processes must stop at the same step, whichever of them has got the signal first.
         if trainer.strategy.reduce_boolean_decision(self.received is not None, all=False):
-            trainer.save_checkpoint(self.path)
             trainer.should_stop = True
             if self.received is None:
                 self.received = signal.SIGTERM
+        if trainer.should_stop or trainer.global_step >= trainer.max_steps:
+            self._save(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.global_step != self._saved_step:  # ended by something else, such as max_time
+            self._save(trainer)
         self._restore()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self._restore()
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        trainer.save_checkpoint(self.path)
+        self._saved_step = trainer.global_step
 
     def _restore(self) -> None:
         """Give the signals back: to Lightning, which then gives them back to whoever had them before."""
