@@ -50,5 +50,5 @@ clean: ## remove .venv and caches; keeps outputs/
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	@echo "Installing the packages into .venv (some minutes)"
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev,export]' -c constraints.txt
+	.venv/bin/python -m pip install --quiet --no-compile --disable-pip-version-check -e '.[dev,export]' -c constraints.txt
 	@touch $@
