@@ -189,6 +189,10 @@ def command_line() -> None:
         main()
     except HydraException as error:
         refuse(UserError(smsff.launch.explain(error, config_dir=SCRIPT.parent / "conf", config_name="train")))
+    except ValueError as error:
+        if "Config group override" not in str(error):
+            raise
+        refuse(UserError("null is no choice of a group; leave it out, or take none where there is such a choice"))
     except KeyboardInterrupt:
         sys.exit(130)
     if refused:

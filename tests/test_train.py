@@ -157,9 +157,11 @@ def test_the_cluster_command_prints_its_configuration(tmp_path: Path) -> None:
 
 
 def test_the_cluster_command_without_weights_stops_soon_with_one_message(tmp_path: Path) -> None:
-    start = time.monotonic()
+    before = os.times()
     output = finished(command("style=ghibli", "trainer.devices=8", cwd=tmp_path), status=2)
-    assert time.monotonic() - start < 60
+    after = os.times()
+    used = after.children_user + after.children_system - before.children_user - before.children_system
+    assert used < 30  # seconds of CPU: how long it takes on an idle machine, however busy this one is
     assert "Traceback" not in output
     errors = [line for line in output.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1

@@ -61,6 +61,22 @@ def test_a_second_signal_stops_at_once() -> None:
         stop._note(signal.SIGINT, None)
 
 
+def test_after_a_failed_run_a_signal_does_what_it_did_before() -> None:
+    class Fail(pl.Callback):
+        def on_train_batch_end(self, *_: Any) -> None:
+            raise RuntimeError("broken")
+
+    caught: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: caught.append(number))
+    try:
+        with pytest.raises(RuntimeError, match="broken"):
+            fit([LastCheckpoint(path="unused"), Fail()])
+        os.kill(os.getpid(), signal.SIGINT)
+        assert caught == [signal.SIGINT]
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_an_undisturbed_run_is_finished_and_its_figures_counted(tmp_path: Path) -> None:
     stop, summary = LastCheckpoint(path=tmp_path / "last.ckpt"), RunSummary(path=tmp_path / "metrics.json")
     fit([summary, stop])

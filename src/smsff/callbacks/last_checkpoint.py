@@ -31,13 +31,24 @@ class LastCheckpoint(pl.Callback):
         self.path = Path(path)
         self.received: signal.Signals | None = None
         self._saved_step = -1
+        self._ended = False
         self._before: dict[signal.Signals, Any] = {}
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if threading.current_thread() is threading.main_thread():
+            # Now for the loader workers, which inherit it: a Ctrl-C reaches them too, and must not end them.
             self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Again: Lightning has put its own handler for SIGTERM in between.
+        for number in self._before:
+            signal.signal(number, self._note)
+
     def _note(self, number: int, frame: FrameType | None) -> None:
+        if self._ended:  # put back by Lightning after a failed run
+            signal.signal(number, self._before[signal.Signals(number)])
+            signal.raise_signal(number)
+            return
         if self.received is not None:
             raise KeyboardInterrupt
         self.received = signal.Signals(number)
@@ -57,17 +68,15 @@ class LastCheckpoint(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.global_step != self._saved_step:  # ended by something else, such as max_time
             self._save(trainer)
-        self._restore()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        self._restore()
+        self._ended = True
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._ended = True
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _save(self, trainer: pl.Trainer) -> None:
         trainer.save_checkpoint(self.path)
         self._saved_step = trainer.global_step
-
-    def _restore(self) -> None:
-        """Give the signals back: to Lightning, which then gives them back to whoever had them before."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before = {}

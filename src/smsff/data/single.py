@@ -66,8 +66,9 @@ class SingleImage(LightningDataModule):
         draws = BatchDraws(batch_size=1, batches=batches, rank=0, start=self._batches_done)
         return ResumableLoader(SamePicture(self.image, self.caption), batch_sampler=draws, collate_fn=collate)
 
-    def val_dataloader(self) -> list[dict[str, Any]]:
-        return [{"image": self.image[None], "caption": [self.caption], "name": [self.path.name]}]
+    def val_dataloader(self) -> DataLoader[dict[str, Any]]:
+        whole = {"image": self.image[None], "caption": [self.caption], "name": [self.path.name]}
+        return DataLoader([whole], batch_size=None)  # type: ignore[arg-type]
 
     def captions(self) -> list[str]:
         return [self.caption]
