@@ -170,7 +170,7 @@ def fit(trainer: pl.Trainer, module: StyleMatching, data: pl.LightningDataModule
     if any(
         isinstance(callback, ImageGrid) and callback.last_step != trainer.global_step for callback in trainer.callbacks
     ):
-        trainer.validate(module, data, verbose=False)
+        trainer.validate(module, data, verbose=False, weights_only=True)
     for callback in trainer.callbacks:
         if isinstance(callback, RunSummary):
             callback.write(trainer, "finished")
