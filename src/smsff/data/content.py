@@ -28,13 +28,13 @@ def jitter_colour(x: Array, rng: np.random.Generator) -> Array:
 
 def photo_crop(photos: Sequence[Image.Image], size: int, rng: np.random.Generator) -> Array:
     """A randomly scaled (0.5 to 1.4), flipped, square crop of one photo, (size, size, 3) in [0, 1]."""
-    photo = photos[rng.integers(len(photos))]
+    photo = photos[int(rng.integers(len(photos)))]
     scale = max(float(np.exp(rng.uniform(np.log(0.5), np.log(1.4)))), (size + 1) / min(photo.size))
     side = size / scale
     left, top = rng.uniform(0, photo.width - side), rng.uniform(0, photo.height - side)
     box = (left, top, left + side, top + side)
     crop = photo.resize((size, size), Image.Resampling.BICUBIC if scale > 1 else Image.Resampling.LANCZOS, box=box)
-    x = np.asarray(crop, np.float32) / 255
+    x = np.asarray(crop, np.float32) / np.float32(255)
     return x[:, ::-1] if rng.random() < 0.5 else x
 
 

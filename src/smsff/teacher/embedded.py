@@ -2,7 +2,7 @@
 
 Every part is a stock class in the stock layout, so the folder `ASSETS` loads through the same code as SD 1.5. What
 differs is size: an f = 2 auto-encoder with 8 latent channels, 3.7 M parameters of U-Net with attention at the lowest
-level only, a text encoder of two layers and a tokenizer that knows the words of `WORDS` (and spells all others).
+level only, a text encoder of two layers and a tokenizer made for the words of `WORDS` (it spells all others).
 The weights are made by `recipe.py`.
 """
 
@@ -82,7 +82,7 @@ def style_prompts(style: str) -> tuple[str, ...]:
 
 
 def build_tokenizer() -> CLIPTokenizer:
-    """A byte-pair tokenizer whose merges spell out exactly `WORDS`."""
+    """A byte-pair tokenizer with the merges of `WORDS`: most of them are one token, any other word is a few."""
     letters = string.ascii_lowercase + string.digits + "-,.!'"
     tokens = [*letters, *(letter + "</w>" for letter in letters)]
     merges: list[tuple[str, str]] = []

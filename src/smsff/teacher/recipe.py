@@ -135,7 +135,10 @@ def train_autoencoder(bank: Bank, *, steps: int, seed: int, kl_weight: float = 2
 
     def loss() -> Tensor:
         source = [bank[kinds[k]] for k in rng.integers(len(kinds), size=16)]
-        x = torch.cat([crops(pictures, [rng.integers(len(pictures))], CROP, rng) for pictures in source]) / 127.5 - 1
+        x = (
+            torch.cat([crops(pictures, [int(rng.integers(len(pictures)))], CROP, rng) for pictures in source]) / 127.5
+            - 1
+        )
         with torch.autocast("cpu", torch.bfloat16):
             mean, log_variance = vae.quant_conv(vae.encoder(x)).float().clamp(-20, 10).chunk(2, 1)
             z = mean + (0.5 * log_variance).exp() * torch.randn_like(mean)
@@ -242,7 +245,7 @@ def train_style(
     share = np.array([0.5, 0.2, 0.2, 0.1])
 
     def loss() -> Tensor:
-        z = crops(latents[style], rng.integers(held_out(latents), size=16), LATENT_CROP, rng)
+        z = crops(latents[style], rng.integers(held_out(latents), size=16).tolist(), LATENT_CROP, rng)
         prompt = torch.from_numpy(rng.choice(len(share), p=share, size=16))
         return denoising_loss(unet, schedule, z, draw_t(16, rng, top=800, power=1.6), cond[prompt])
 
