@@ -121,7 +121,7 @@ def build_module(plain: dict[str, Any], parts: dict[str, Any], data: pl.Lightnin
         generator=generator,
         teacher=teacher,
         **parts,
-        **{name: plain[name] for name in ("steps", "seed", "fake_draws", "ema_decay")},
+        **{name: plain[name] for name in ("steps", "seed", "fake_draws", "ema_decay", "grid_jitter")},
         record={
             "generator": {"name": plain["generator"]["_target_"], "config": generator.config()},
             "style": plain["style"],

@@ -135,6 +135,22 @@ def test_a_sample_sees_the_same_noise_whichever_process_has_it() -> None:
     assert part.uniform("t", per="batch").tolist() == [whole.uniform("t")[0].item()] * 2
 
 
+def test_grid_offset_is_below_the_stride_keyed_by_position_and_can_be_switched_off() -> None:
+    x = tiny_batch()["image"]
+    draws, part = Draws(3, 7, [0, 1, 2, 3], like=x), Draws(3, 7, [2, 3], like=x)
+    module = tiny_module()
+    assert not module.grid_offset(draws).any()  # the identity has a stride of 1
+    module.teacher.latent.downscale = 8
+    offset = module.grid_offset(draws)
+    assert offset.shape == (4, 2)
+    assert 0 <= offset.min()
+    assert offset.max() < 8
+    assert torch.equal(module.grid_offset(part), offset[2:])
+    assert len({tuple(o) for o in offset.tolist()}) > 1
+    module.grid_jitter = False
+    assert not module.grid_offset(draws).any()
+
+
 def test_target_and_source_get_the_same_noise_and_time() -> None:
     seen: dict[str, tuple[Tensor, Tensor]] = {}
     teacher = GaussianTeacher()

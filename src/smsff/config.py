@@ -86,6 +86,7 @@ class TrainConfig:
     steps: int
     fake_draws: int
     ema_decay: float
+    grid_jitter: bool
     log_every: int
     sample_every: int
     checkpoint_every: int

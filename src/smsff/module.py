@@ -27,6 +27,7 @@ from smsff.objective.sms import StyleMatchingObjective, latent_surrogate
 from smsff.objective.warmup import ReconstructionWarmup
 from smsff.optimizer import GroupOptions, build_optimizer, build_schedule, clip_groups
 from smsff.randomness import keyed_rand, keyed_randn
+from smsff.teacher.latent import translate
 from smsff.teacher.score import Teacher, guided
 
 PREVIEW_SIZE = 512
@@ -139,6 +140,7 @@ class StyleMatching(pl.LightningModule):
         seed: Seed of every random draw.
         fake_draws: Independent (t, noise) draws of the fake's loss in each step.
         ema_decay: Decay of the average of the generator's weights; 0 follows the weights themselves.
+        grid_jitter: Encode pictures at a random offset on the encoder's grid, the same for source and result (ours).
         record: Plain containers stored in every checkpoint (generator, style, resolved configuration).
     """
 
@@ -161,6 +163,7 @@ class StyleMatching(pl.LightningModule):
         seed: int = 0,
         fake_draws: int = 1,
         ema_decay: float = 0.999,
+        grid_jitter: bool = True,
         record: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -178,6 +181,7 @@ class StyleMatching(pl.LightningModule):
         self.generator_options, self.fake_options = generator_options, fake_options
         self.prompts = prompts
         self.steps, self.seed, self.fake_draws = steps, seed, fake_draws
+        self.grid_jitter = grid_jitter
         self.record = dict(record or {})
         self.ema = AveragedModel(generator, multi_avg_fn=get_ema_multi_avg_fn(ema_decay), use_buffers=True)
         self.ema.requires_grad_(False)
@@ -190,9 +194,10 @@ class StyleMatching(pl.LightningModule):
         draws = Draws(self.seed, int(batch["iteration"][0]), batch["position"].tolist(), like=x)
         conditions = self.encode_prompts(batch["caption"])
 
-        z_src = self.encode_source(x)
+        offset = self.grid_offset(draws)
+        z_src = self.encode_source(translate(x, offset))
         y = self.generator(z_src if self.in_latent_space else x)
-        z = y if self.in_latent_space else self.teacher.latent.encode(y)
+        z = y if self.in_latent_space else self.teacher.latent.encode(translate(y, offset))
         if self.warmup.active(self.global_step):
             generator_loss = self.reconstruction_loss(y, z_src if self.in_latent_space else x)
         else:
@@ -247,6 +252,15 @@ class StyleMatching(pl.LightningModule):
     def in_latent_space(self) -> bool:
         """Whether the generator maps latents to latents instead of pictures to pictures."""
         return getattr(self.generator, "space", "pixel") == "latent"
+
+    def grid_offset(self, draws: Draws) -> Tensor:
+        """Random offset (B, 2) of each picture on the encoder's grid, below its stride; 0 where that is switched off.
+
+        On the CPU, since it says where to cut.
+        """
+        stride = self.teacher.latent.downscale if self.grid_jitter and not self.in_latent_space else 1
+        sides = [keyed_rand(draws.seed, f"grid/{side}", draws.iteration, draws.positions) for side in ("y", "x")]
+        return (torch.stack(sides, dim=1) * stride).long()
 
     @torch.no_grad()
     def encode_source(self, x: Tensor) -> Tensor:

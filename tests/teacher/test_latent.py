@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny_pipelines import TinySpec, build_vae
 
-from smsff.teacher.latent import AutoencoderLatent, pad_to_multiple
+from smsff.teacher.latent import AutoencoderLatent, pad_to_multiple, translate
 
 
 @pytest.mark.parametrize("tiny_vae", [False, True])
@@ -78,3 +78,13 @@ def test_stays_frozen_and_in_evaluation_mode() -> None:
     torch.nn.ModuleList([latent]).train()
     assert not any(module.training for module in latent.modules())
     assert not any(parameter.requires_grad for parameter in latent.parameters())
+
+
+def test_translate_moves_each_picture_by_its_own_offset() -> None:
+    x = torch.arange(2 * 3 * 5 * 4, dtype=torch.float64).view(2, 3, 5, 4)
+    assert torch.equal(translate(x, torch.zeros(2, 2, dtype=torch.long)), x)
+    moved = translate(x, torch.tensor([[1, 0], [2, 3]]))
+    assert torch.equal(moved[0, :, :4], x[0, :, 1:])
+    assert torch.equal(moved[0, :, 4], x[0, :, 4])
+    assert torch.equal(moved[1, :, :3, :1], x[1, :, 2:, 3:])
+    assert torch.equal(moved[1, :, :, 1:], x[1, :, [2, 3, 4, 4, 4], 3:].expand(-1, -1, 3))

@@ -22,6 +22,19 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     return F.pad(x, (0, right, 0, bottom), mode=mode)
 
 
+def translate(x: Tensor, offset: Tensor) -> Tensor:
+    """Each picture of (B, C, H, W) moved up and left by its own `offset` (B, 2) >= 0 in pixels; the last rows repeat.
+
+    An encoder that strides sees a picture on a grid, and its gradient prints that grid on the picture. With a random
+    offset below the stride the print averages out.
+    """
+    height, width = x.shape[-2:]
+    reach = int(offset.max())
+    padded = F.pad(x, (0, reach, 0, reach), mode="replicate")
+    moved = [p[:, dy : dy + height, dx : dx + width] for p, (dy, dx) in zip(padded, offset.tolist(), strict=True)]
+    return torch.stack(moved)
+
+
 class AutoencoderLatent(nn.Module):
     """A `LatentCoder` over AutoencoderKL or AutoencoderTiny: z = (posterior mean - shift_factor) * scaling_factor.
 
