@@ -8,8 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from torch.func import functional_call
 
-from smsff.data.content import content
+from smsff.data.content import close, content, degrade
 from smsff.teacher import embedded, recipe
 from smsff.teacher.stable_diffusion import load_stable_diffusion
 
@@ -74,3 +77,34 @@ def test_whole_recipe_writes_a_teacher_that_loads(tmp_path: Path) -> None:
     cond = teacher.encode_prompts(["cel style, a picture"])
     z, t = torch.randn(1, embedded.LATENT_CHANNELS, 16, 12), torch.tensor([200])
     assert not torch.equal(teacher.style(z, t, cond), teacher.base(z, t, cond))
+
+
+def test_degrading_removes_thin_lines_adds_texture_and_stays_in_range() -> None:
+    styled = torch.full((8, 3, 40, 48), 0.8)
+    styled[..., 20, :] = 0.1  # a dark line
+    assert torch.equal(close(styled, 3), torch.full_like(styled, 0.8))
+    photos = torch.rand(8, 3, 40, 48)
+    x = degrade(styled, photos, np.random.default_rng(0))
+    assert x.shape == styled.shape
+    assert x.min() >= 0
+    assert x.max() <= 1
+    assert torch.equal(x, degrade(styled, photos, np.random.default_rng(0)))
+    contrast = (x[..., :15, :].mean((1, 2, 3)) - x[..., 20, :].mean((1, 2))).clamp(min=0)
+    assert contrast.mean() < 0.5
+    assert x[..., :15, :].std((1, 2, 3)).max() > 0.05
+
+
+def test_merged_weights_equal_the_adapter() -> None:
+    torch.manual_seed(0)
+    unet, adapted = embedded.build_unet(), embedded.build_unet()
+    adapted.load_state_dict(unet.state_dict())
+    adapted.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=embedded.LORA_TARGETS), "style")
+    state = get_peft_model_state_dict(adapted, adapter_name="style")
+    lora = {name: 0.05 * torch.randn_like(value) for name, value in state.items()}
+    set_peft_model_state_dict(adapted, lora, adapter_name="style")
+    inputs = (torch.randn(2, embedded.LATENT_CHANNELS, 16, 12), torch.tensor([3, 700]))
+    cond = {"encoder_hidden_states": torch.randn(2, embedded.CONTEXT_LENGTH, 64)}
+    with torch.no_grad():
+        merged = functional_call(unet, recipe.merge(unet, lora), inputs, cond).sample
+        assert (merged - adapted(*inputs, **cond).sample).abs().max() < 1e-4
+        assert (merged - unet(*inputs, **cond).sample).abs().max() > 1e-2

@@ -1,5 +1,7 @@
 """Varied image content from few photos: augmented photo crops and synthetic "dead leaves" pictures.
 
+`degrade` makes styled pictures look more like photos again, without a photo of the same scene.
+
 Dead leaves (occluding shapes with a power law of sizes) have the scale invariance and the edges of natural images
 (Lee, Mumford and Huang 2001). They are drawn here with palettes, gradients and textures taken from the photos.
 """
@@ -9,8 +11,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
+
+from smsff.data.known_styles import blur
 
 Array = NDArray[np.float32]
 
@@ -85,3 +92,35 @@ def content(photos: Sequence[Image.Image], size: int, rng: np.random.Generator, 
     draw = dead_leaves if rng.random() < synthetic else photo_crop
     x = draw(photos, size, rng)
     return jitter_colour(x, rng) if rng.random() < 0.7 else np.clip(x, 0, 1)
+
+
+def close(x: Tensor, size: int) -> Tensor:
+    """Morphological closing of (B, 3, H, W) with a square of odd `size`: dark lines thinner than it vanish."""
+    dilated = F.max_pool2d(x, size, stride=1, padding=size // 2)
+    return -F.max_pool2d(-dilated, size, stride=1, padding=size // 2)
+
+
+def degrade(styled: Tensor, photos: Tensor, rng: np.random.Generator) -> Tensor:
+    """Styled pictures with what a style removes put back at random: soft edges without lines, texture, other tones.
+
+    Args:
+        styled: (B, 3, H, W) in [0, 1].
+        photos: (B, 3, H, W) in [0, 1], of other scenes; their fine detail is the texture.
+        rng: Each step happens to each picture with its own chance and strength.
+
+    Returns:
+        (B, 3, H, W) in [0, 1].
+    """
+
+    def draw(low: float, high: float, chance: float) -> Tensor:
+        size = (len(styled), 1, 1, 1)
+        value = np.where(rng.random(size) < chance, rng.uniform(low, high, size), 0)
+        return torch.from_numpy(value.astype(np.float32))
+
+    x = styled
+    for size, chance in ((3, 0.5), (5, 0.6)):
+        x = torch.lerp(x, close(x, size), draw(0.4, 1, chance))
+    x = torch.lerp(x, blur(x, float(rng.uniform(0.5, 1.2))), draw(1, 1, 0.5))
+    texture = photos - blur(photos, float(rng.uniform(1.5, 4)))
+    x = (x + draw(0.3, 1.6, 0.85) * texture).clamp(0, 1)
+    return x ** (2 ** draw(-0.6, 0.6, 0.6))

@@ -8,7 +8,9 @@ Stages, each resumable by its own output in the working folder:
 3. ``latents``      the bank encoded once.
 4. ``base``         U-Net and text encoder on photos and loose styles, with prompts.
 5. ``style``        one LoRA for each known style, on pictures made by the exact operator; no photo is ever shown beside
-                    its stylization.
+                    its stylization. Half of the inputs are degraded towards photos at random (`data.content.degrade`)
+                    and have to be denoised to the styled picture all the same: the style score is asked about photos
+                    when a generator starts, where a small LoRA that has seen the style alone has nothing to say.
 
 Afterwards the weights are stored in half precision. ``figures.json`` holds the held-out denoising losses by t.
 """
@@ -27,12 +29,13 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from peft import LoraConfig
-from peft.utils import get_peft_model_state_dict
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from PIL import Image
 from torch import Tensor
+from torch.func import functional_call
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from smsff.data.content import content
+from smsff.data.content import content, degrade
 from smsff.data.known_styles import STYLES, cel, oil, sketch, watercolour
 from smsff.teacher import embedded
 from smsff.teacher.schedule import NoiseSchedule, scaled_linear_betas
@@ -226,31 +229,74 @@ def train_base(
     return unet.eval(), text.eval(), tokenizer
 
 
+@torch.no_grad()
+def encode_degraded(vae: AutoencoderKL, bank: Bank, styles: Sequence[str], seed: int) -> Bank:
+    """Latents of one degraded version of every styled picture."""
+    rng, scale = np.random.default_rng(seed), vae.config.scaling_factor
+    latents: Bank = {}
+    for style in styles:
+        parts = []
+        for styled in bank[style].split(10):
+            others = bank["photo"][torch.from_numpy(rng.integers(len(bank["photo"]), size=len(styled)))]
+            x = degrade(styled.float() / 255, others.float() / 255, rng)
+            parts.append((vae.encode(2 * x - 1).latent_dist.mean * scale).half())
+        latents[style] = torch.cat(parts)
+    return latents
+
+
+def merge(unet: UNet2DConditionModel, lora: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights W + B A of the adapted layers; twice as fast to train through as the adapter's own two layers."""
+    weights, merged = dict(unet.named_parameters()), {}
+    for name in sorted({key.split(".lora_")[0] for key in lora}):
+        down, up = lora[f"{name}.lora_A.weight"], lora[f"{name}.lora_B.weight"]
+        weight = weights[f"{name}.weight"]
+        merged[f"{name}.weight"] = weight + (up.flatten(1) @ down.flatten(1)).view_as(weight)
+    return merged
+
+
 def train_style(
-    style: str,
     unet: UNet2DConditionModel,
+    adapted: UNet2DConditionModel,
     cond: Tensor,
-    latents: Bank,
+    styled: Tensor,
+    degraded: Tensor,
     schedule: NoiseSchedule,
     *,
     steps: int,
     seed: int,
-    rank: int,
 ) -> None:
-    """Adds and trains the adapter `style` on pictures of the exact operator; cond: embeddings of `style_prompts`."""
+    """Trains the adapter `style` of `adapted`, a copy of the frozen `unet`.
+
+    The target is always the noise that separates z_t from the *styled* latents; z_t is made of the degraded ones in
+    60 % of the samples, which are weighted by min(1, 3 (1 - alpha_bar) / alpha_bar), or low t would count for all.
+
+    Args:
+        cond: embeddings of `style_prompts`, (4, L, D).
+        styled, degraded: latents of the same pictures, (N, C, h, w).
+    """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     unet.requires_grad_(False)
-    unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=embedded.LORA_TARGETS), "style")
-    share = np.array([0.5, 0.2, 0.2, 0.1])
+    state = get_peft_model_state_dict(adapted, adapter_name="style")
+    lora = {name: torch.nn.Parameter(value.detach().float().clone()) for name, value in state.items()}
+    pairs = torch.cat([styled, degraded], dim=1)
 
     def loss() -> Tensor:
-        z = crops(latents[style], rng.integers(held_out(latents), size=16).tolist(), LATENT_CROP, rng)
-        prompt = torch.from_numpy(rng.choice(len(share), p=share, size=16))
-        return denoising_loss(unet, schedule, z, draw_t(16, rng, top=800, power=1.6), cond[prompt])
+        clean, z = crops(pairs, rng.integers(len(pairs), size=16).tolist(), LATENT_CROP, rng).chunk(2, 1)
+        off = torch.from_numpy(rng.random((16, 1, 1, 1)) < 0.6)
+        z = torch.where(off, z, clean)
+        t = draw_t(16, rng, top=700, power=1.5).clamp(min=5)
+        prompt = torch.from_numpy(rng.choice(4, p=[0.5, 0.2, 0.2, 0.1], size=16))
+        z_t, alpha_bar = schedule.add_noise(z, torch.randn_like(z), t), schedule.alpha_bar(t)
+        target = (z_t - alpha_bar.sqrt() * clean) / (1 - alpha_bar).sqrt()
+        weight = torch.where(off, (3 * (1 - alpha_bar) / alpha_bar).clamp(max=1), 1)
+        with torch.autocast("cpu", torch.bfloat16):
+            arguments = {"encoder_hidden_states": cond[prompt]}
+            eps = functional_call(unet, merge(unet, lora), (z_t, t), arguments).sample
+        return (weight * (eps.float() - target).square()).mean()
 
-    trainable = [parameter for parameter in unet.parameters() if parameter.requires_grad]
-    optimise(style, trainable, loss, steps=steps, learning_rate=2e-3, warmup=50, hold=0.4)
+    optimise("style", list(lora.values()), loss, steps=steps, learning_rate=2e-3, warmup=50, hold=0.4)
+    set_peft_model_state_dict(adapted, {name: value.detach() for name, value in lora.items()}, adapter_name="style")
 
 
 def half(module: torch.nn.Module) -> torch.nn.Module:
@@ -309,9 +355,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--styles", default=",".join(SHIPPED), help="styles to train, separated by commas")
     parser.add_argument("--pictures", type=int, default=1800, help="pictures in the bank")
     parser.add_argument("--autoencoder-steps", type=int, default=1350)
-    parser.add_argument("--base-steps", type=int, default=4000)
-    parser.add_argument("--style-steps", type=int, default=700)
-    parser.add_argument("--rank", type=int, default=16, help="rank of the style LoRAs")
+    parser.add_argument("--base-steps", type=int, default=3200)
+    parser.add_argument("--style-steps", type=int, default=1500)
+    parser.add_argument("--rank", type=int, default=12, help="rank of the style LoRAs")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args(argv)
@@ -335,16 +381,25 @@ def make_teacher(args: argparse.Namespace) -> None:
     shutil.copytree(args.work / "base", args.out, dirs_exist_ok=True)
     base = StableDiffusionPipeline.from_pretrained(args.out, torch_dtype=torch.float32)
     held, figures = held_out(latents), {}
+    degraded = cached(args.work / "degraded.pt", lambda: encode_degraded(base.vae, bank, SHIPPED, args.seed))
     for style in wanted:
         with torch.no_grad():
             cond = base.text_encoder(tokenize(base.tokenizer, embedded.style_prompts(style)))[0]
-        unet = UNet2DConditionModel.from_pretrained(args.out, subfolder="unet", torch_dtype=torch.float32)
-        test = latents[style][held:, :, :LATENT_CROP, :LATENT_CROP].float()
-        before = loss_by_t(unet, schedule, test, cond[:1])
-        train_style(style, unet, cond, latents, schedule, steps=args.style_steps, seed=args.seed, rank=args.rank)
-        figures[style] = {"base": before, "style": loss_by_t(unet, schedule, test, cond[:1])}
+        adapted = UNet2DConditionModel.from_pretrained(args.out, subfolder="unet", torch_dtype=torch.float32)
+        adapted.add_adapter(
+            LoraConfig(r=args.rank, lora_alpha=args.rank, target_modules=embedded.LORA_TARGETS), "style"
+        )
+        train, test = (
+            (latents[style][:held], degraded[style][:held]),
+            latents[style][held:, :, :LATENT_CROP, :LATENT_CROP],
+        )
+        train_style(base.unet, adapted, cond, *train, schedule, steps=args.style_steps, seed=args.seed)
+        figures[style] = {
+            name: loss_by_t(unet, schedule, test.float(), cond[:1])
+            for name, unet in (("base", base.unet), ("style", adapted))
+        }
         log.info("%s: held-out denoising loss by t: %s", style, figures[style])
-        save_style(args.out, style, unet)
+        save_style(args.out, style, adapted)
         (args.work / "figures.json").write_text(json.dumps(figures, indent=2))
 
 
