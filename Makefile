@@ -19,18 +19,21 @@ BIN := $(VENV)/bin
 export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint teacher bench clean
+.PHONY: help demo test test-slow lint teacher bench clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s  %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(READY) ## train, export, stylize two photos, print the table of figures (STYLE= SEED= RUN=)
 	$(BIN)/python train.py run_dir=$(RUN) $(if $(STYLE),style=$(STYLE)) $(if $(SEED),seed=$(SEED))
 	$(BIN)/python export.py ckpt=$(RUN)/checkpoints/last.ckpt out=$(RUN)/export
 	$(BIN)/python -m smsff.demo --run $(RUN) --model $(RUN)/export
 
-test: $(READY) ## the test suite (ARGS= for pytest)
+test: $(READY) ## the test suite without the slow tests (ARGS= for pytest)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(ARGS)
+
+test-slow: $(READY) ## the slow tests alone
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow $(ARGS)
 
 lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff check .
