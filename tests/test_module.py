@@ -135,20 +135,18 @@ def test_a_sample_sees_the_same_noise_whichever_process_has_it() -> None:
     assert part.uniform("t", per="batch").tolist() == [whole.uniform("t")[0].item()] * 2
 
 
-def test_grid_offset_is_below_the_stride_keyed_by_position_and_can_be_switched_off() -> None:
+def test_grid_offset_is_below_its_bound_keyed_by_position_and_can_be_switched_off() -> None:
     x = tiny_batch()["image"]
     draws, part = Draws(3, 7, [0, 1, 2, 3], like=x), Draws(3, 7, [2, 3], like=x)
-    module = tiny_module()
-    assert not module.grid_offset(draws).any()  # the identity has a stride of 1
-    module.teacher.latent.downscale = 8
-    offset = module.grid_offset(draws)
+    offset = tiny_module(grid_jitter=8).grid_offset(draws)
     assert offset.shape == (4, 2)
     assert 0 <= offset.min()
-    assert offset.max() < 8
-    assert torch.equal(module.grid_offset(part), offset[2:])
+    assert 1 < offset.max() < 8
+    assert torch.equal(tiny_module(grid_jitter=8).grid_offset(part), offset[2:])
     assert len({tuple(o) for o in offset.tolist()}) > 1
-    module.grid_jitter = False
-    assert not module.grid_offset(draws).any()
+    assert not tiny_module(grid_jitter=1).grid_offset(draws).any()
+    with pytest.raises(UserError, match="grid_jitter=0"):
+        tiny_module(grid_jitter=0)
 
 
 def test_target_and_source_get_the_same_noise_and_time() -> None:
@@ -204,8 +202,9 @@ def test_average_follows_the_weights_after_each_step() -> None:
     )
     trainer.fit(module, DataLoader([tiny_batch(i) for i in range(3)], batch_size=None))
     average = seen[0]
-    for weights in seen[1:]:
-        average = 0.5 * average + 0.5 * weights
+    for n, weights in enumerate(seen[1:], start=1):
+        decay = min(0.5, (1 + n) / (10 + n))
+        average = decay * average + (1 - decay) * weights
     torch.testing.assert_close(module.ema.module.to_rgb.bias, average)
     assert not any(parameter.requires_grad for parameter in module.ema.parameters())
 

@@ -12,7 +12,7 @@ import inspect
 import pkgutil
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -57,6 +57,23 @@ class Style:
 
 
 @dataclass(kw_only=True)
+class Tuned:
+    """Numbers that hang on the teacher, not on the method; the groups below take them as their defaults.
+
+    Attributes:
+        t_max: Largest t of the style score: in SD's schedule for other latents the same t hides more or less.
+        scale: Side of a training crop's window as a fraction of the shorter side of the image, (low, high).
+        fake_rank, fake_alpha, fake_layers: Size and places of the fake score's LoRA.
+    """
+
+    t_max: int
+    scale: Sequence[float]
+    fake_rank: int
+    fake_alpha: float
+    fake_layers: Sequence[str]
+
+
+@dataclass(kw_only=True)
 class OptimizerGroups:
     generator: dict
     fake: dict
@@ -67,6 +84,7 @@ class TrainConfig:
     """The top level of ``conf/train.yaml``."""
 
     style: Style
+    tuned: Tuned
     teacher: dict
     generator: dict
     objective: dict
@@ -86,7 +104,7 @@ class TrainConfig:
     steps: int
     fake_draws: int
     ema_decay: float
-    grid_jitter: bool
+    grid_jitter: int
     log_every: int
     sample_every: int
     checkpoint_every: int
@@ -232,6 +250,7 @@ def check_config(plain: Mapping[str, Any]) -> None:
     """
     check_arguments(TrainConfig, plain, "")
     check_arguments(Style, plain["style"], "style")
+    check_arguments(Tuned, plain["tuned"], "tuned")
     check_arguments(OptimizerGroups, plain["optimizer"], "optimizer")
     check_targets(plain, "")
     for key in ("steps", "log_every", "sample_every", "checkpoint_every"):

@@ -18,14 +18,14 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from smsff import __version__
 from smsff.errors import UserError
 from smsff.generator.image import ImageGenerator
 from smsff.objective.sms import StyleMatchingObjective, latent_surrogate
 from smsff.objective.warmup import ReconstructionWarmup
-from smsff.optimizer import GroupOptions, build_optimizer, build_schedule, clip_groups
+from smsff.optimizer import GroupOptions, build_optimizer, build_schedule, clip_groups, ema_with_warmup
 from smsff.randomness import keyed_rand, keyed_randn
 from smsff.teacher.latent import translate
 from smsff.teacher.score import Teacher, guided
@@ -139,8 +139,9 @@ class StyleMatching(pl.LightningModule):
         steps: Length of the run in optimizer steps, warm-up included.
         seed: Seed of every random draw.
         fake_draws: Independent (t, noise) draws of the fake's loss in each step.
-        ema_decay: Decay of the average of the generator's weights; 0 follows the weights themselves.
-        grid_jitter: Encode pictures at a random offset on the encoder's grid, the same for source and result (ours).
+        ema_decay: Largest decay of the average of the generator's weights (`ema_with_warmup`); 0 follows the weights themselves.
+        grid_jitter: Pictures are encoded at a random offset of less than so many pixels, the same for source and result
+            (ours); 1 is none. It should cover the strides of encoder and U-Net.
         record: Plain containers stored in every checkpoint (generator, style, resolved configuration).
     """
 
@@ -163,7 +164,7 @@ class StyleMatching(pl.LightningModule):
         seed: int = 0,
         fake_draws: int = 1,
         ema_decay: float = 0.999,
-        grid_jitter: bool = True,
+        grid_jitter: int = 8,
         record: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -171,6 +172,8 @@ class StyleMatching(pl.LightningModule):
             raise UserError(f"steps={steps} must be more than warmup.steps={warmup.steps}")
         if fake_draws < 1:
             raise UserError(f"fake_draws={fake_draws} must be at least 1")
+        if grid_jitter < 1:
+            raise UserError(f"grid_jitter={grid_jitter} must be at least 1 (1 is none)")
         if not 0 <= ema_decay < 1:
             raise UserError(f"ema_decay={ema_decay} must lie in [0, 1)")
         self.generator = generator
@@ -183,7 +186,7 @@ class StyleMatching(pl.LightningModule):
         self.steps, self.seed, self.fake_draws = steps, seed, fake_draws
         self.grid_jitter = grid_jitter
         self.record = dict(record or {})
-        self.ema = AveragedModel(generator, multi_avg_fn=get_ema_multi_avg_fn(ema_decay), use_buffers=True)
+        self.ema = AveragedModel(generator, multi_avg_fn=ema_with_warmup(ema_decay), use_buffers=True)
         self.ema.requires_grad_(False)
         self.strict_loading = False  # the teacher is in no checkpoint; on_load_checkpoint does the checking
 
@@ -254,13 +257,10 @@ class StyleMatching(pl.LightningModule):
         return getattr(self.generator, "space", "pixel") == "latent"
 
     def grid_offset(self, draws: Draws) -> Tensor:
-        """Random offset (B, 2) of each picture on the encoder's grid, below its stride; 0 where that is switched off.
-
-        On the CPU, since it says where to cut.
-        """
-        stride = self.teacher.latent.downscale if self.grid_jitter and not self.in_latent_space else 1
+        """Random offset (B, 2) in pixels of each picture before it is encoded, on the CPU, since it says where to cut."""
+        reach = 1 if self.in_latent_space else self.grid_jitter
         sides = [keyed_rand(draws.seed, f"grid/{side}", draws.iteration, draws.positions) for side in ("y", "x")]
-        return (torch.stack(sides, dim=1) * stride).long()
+        return (torch.stack(sides, dim=1) * reach).long()
 
     @torch.no_grad()
     def encode_source(self, x: Tensor) -> Tensor:

@@ -7,10 +7,10 @@ accumulation and plain data parallelism stay those of an ordinary training.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -101,3 +101,15 @@ def clip_groups(optimizer: Optimizer) -> dict[str, Tensor]:
         limit = math.inf if group["clip_norm"] is None else group["clip_norm"]
         norms[group["name"]] = torch.nn.utils.clip_grad_norm_(group["params"], limit)
     return norms
+
+
+def ema_with_warmup(decay: float) -> Callable[[Any, Any, Tensor], None]:
+    """For AveragedModel: decay min(decay, (1 + n) / (10 + n)) after n updates, so that short runs are averaged too."""
+
+    @torch.no_grad()
+    def update(averaged: Any, current: Any, updates: Tensor) -> None:
+        weight = 1 - ((1 + updates) / (10 + updates)).clamp(max=decay)  # stays on the device
+        for mean, value in zip(averaged, current, strict=True):
+            mean.lerp_(value, weight.to(mean))
+
+    return update
