@@ -49,7 +49,7 @@ def test_sigkill_at_a_random_step_then_resume_is_bit_equal(tiny: list[str], tmp_
 
     process = command(*options, f"run_dir={broken}", cwd=tmp_path)
     assert process.stdout is not None
-    wanted = random.randint(4, STEPS - 6)
+    wanted = random.randint(4, STEPS // 2)  # far from the end: on a busy machine the kill comes some steps later
     while f"step {wanted}/" not in process.stdout.readline():
         assert process.poll() is None
     process.kill()
