@@ -109,3 +109,32 @@ def test_middle_and_picture():
     assert demo.middle(x, 20).shape == x.shape
     image = demo.to_image(torch.tensor([2.0, 0.5, -1.0]).view(1, 3, 1, 1))
     assert image.getpixel((0, 0)) == (255, 128, 0)
+
+
+def write_measured(folder: Path, style: str, shift: float) -> Path:
+    """A run folder with made-up figures, our PSNR `shift` better than doing nothing."""
+    figures = {row: dict.fromkeys(COLUMNS, 10.0) for row in ROWS}
+    figures[OURS] = {**figures[OURS], "psnr_tone_free": 10.0 + shift}
+    table = {row: {"chelsea": value, "mean": value} for row, value in figures.items()}
+    folder.mkdir()
+    (folder / "metrics.json").write_text(json.dumps({"known_style": {"style": style, "table": table}}))
+    return folder
+
+
+def test_mean_over_runs(tmp_path, capsys):
+    runs = [write_measured(tmp_path / f"run{shift}", "cel", shift) for shift in (1.0, 4.0)]
+    assert demo.main(["--mean", *map(str, runs)]) == 0
+    printed = capsys.readouterr().out
+    assert "cel, mean of 2 runs" in printed
+    assert "12.50" in printed
+    assert f"{runs[1]}: psnr_tone_free 14.000" in printed
+
+
+def test_mean_refuses_other_styles_and_unmeasured_runs(tmp_path, capsys):
+    runs = [write_measured(tmp_path / style, style, 1.0) for style in ("cel", "sketch")]
+    assert demo.main(["--mean", *map(str, runs)]) == 2
+    assert "different styles (cel, sketch)" in capsys.readouterr().err
+    assert demo.main(["--mean", str(tmp_path)]) == 2
+    assert "measure it first" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        demo.main([])

@@ -3,7 +3,11 @@
     python -m smsff.demo --run outputs/RUN --model MODEL        after train.py and export.py
 
 Measures the exported model and its controls (`smsff.metrics`), adds the table and the bar to the run's metrics.json,
-and writes pictures to RUN/pictures.
+and writes pictures to RUN/pictures. Afterwards, for several seeds of one style,
+
+    python -m smsff.demo --mean RUN RUN RUN
+
+prints the mean table, the spread of our row and the bar.
 """
 
 from __future__ import annotations
@@ -38,6 +42,7 @@ T0_CANDIDATES = (100, 200, 300, 400, 500)
 CEILING_STEPS = 800
 VALIDATION_SIDE = 256
 LABEL_HEIGHT = 26
+SPREAD = ("psnr_tone_free", "ssim_tone_free", "style_tone_free")
 
 Pictures = dict[str, dict[str, Tensor]]  # row -> photo -> (1, 3, H, W) in [0, 1]
 
@@ -204,16 +209,51 @@ def report(run: Run, figures: Table, notes: Mapping[str, Any], pictures: Sequenc
     print(f"Figures:\n  {path}\n  {run.folder / 'table.md'}")
 
 
+def mean_report(folders: Sequence[Path]) -> str:
+    """The mean table of measured runs of one style, our row in each of them, and the bar.
+
+    Raises:
+        UserError: a folder was not measured, or the runs are of different styles.
+    """
+    measured = []
+    for folder in folders:
+        path = folder / "metrics.json"
+        metrics = json.loads(path.read_text()) if path.is_file() else {}
+        if "known_style" not in metrics:
+            raise UserError(
+                f"--mean {folder}: no figures of a known style in {path}; measure it first (--run, --model)"
+            )
+        measured.append(metrics["known_style"])
+    styles = sorted({m["style"] for m in measured})
+    if len(styles) > 1:
+        raise UserError(f"--mean: runs of different styles ({', '.join(styles)})")
+    tables: list[Table] = [m["table"] for m in measured]
+    mean = table.mean_tables(tables)
+    spread = [
+        f"  {folder}: " + ", ".join(f"{name} {t[OURS]['mean'][name]:.3f}" for name in SPREAD)
+        for folder, t in zip(folders, tables, strict=True)
+    ]
+    checks = [f"  {check}" for check in table.check_bar(mean)]
+    heading = f"{styles[0]}, mean of {len(tables)} runs"
+    return "\n".join([heading, "", table.to_markdown(mean), "", f"{OURS}, mean of the photos:", *spread, "", *checks])
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 0, or 2 after one message for bad input."""
     parser = argparse.ArgumentParser(prog="python -m smsff.demo", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--run", type=Path, required=True, help="folder that train.py wrote")
-    parser.add_argument("--model", type=Path, required=True, help="folder that export.py wrote")
+    parser.add_argument("--run", type=Path, help="folder that train.py wrote")
+    parser.add_argument("--model", type=Path, help="folder that export.py wrote")
+    parser.add_argument("--mean", type=Path, nargs="+", metavar="RUN", help="measured runs to be averaged instead")
     parser.add_argument("--ceiling-steps", type=int, default=CEILING_STEPS, help="training of the paired ceiling")
     args = parser.parse_args(arguments)
     if args.ceiling_steps < 1:
         parser.error("--ceiling-steps must be at least 1")
+    if args.mean is None and (args.run is None or args.model is None):
+        parser.error("give --run and --model, or --mean")
     try:
+        if args.mean is not None:
+            print(mean_report(args.mean))
+            return 0
         run = Run.open(args.run)
         pictures, notes = make_pictures(run, args.model, args.ceiling_steps)
     except UserError as error:
