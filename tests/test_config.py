@@ -80,6 +80,10 @@ def test_the_official_objective_is_the_authors_code_switch_by_switch() -> None:
         100,
     )
     assert (fake["lr"], fake["schedule"], fake["clip_norm"]) == (1e-3, "constant", None)
+    assert generator["betas"] == fake["betas"] == [0.9, 0.999]
+    assert (plain["fake_score"]["rank"], plain["fake_score"]["alpha"]) == (8, 32)
+    assert plain["fake_score"]["target_modules"] == ["to_q", "to_v"]
+    assert plain["prompts"]["style"] == plain["prompts"]["source"] == "{words}, {caption}"
 
 
 def test_ablation_rows_switch_off_what_they_say() -> None:
@@ -118,7 +122,7 @@ def test_the_command_line_beats_a_preset() -> None:
         (["steps=1.5"], r"steps=1\.5.*int"),
         (["objective.lambda_freq=much"], r"objective\.lambda_freq='much'.*float"),
         (["objective.normalize=1"], r"objective\.normalize=1.*bool"),
-        (["relevance.reduce=max"], r"relevance\.reduce='max'.*mean_abs, abs_mean"),
+        (["relevance=semantic", "relevance.reduce=max"], r"relevance\.reduce='max'.*mean_abs, abs_mean"),
         (["fake_score.target_modules=to_q"], r"fake_score\.target_modules='to_q'"),
         (["data.scale=[a,b]"], r"data\.scale"),
         (["steps=0"], r"steps=0.*at least 1"),
@@ -233,7 +237,7 @@ def test_last_is_the_folders_own_checkpoint_or_else_the_newest_beside_it(tmp_pat
 
 
 def test_the_printed_configuration_is_complete_and_without_surprises() -> None:
-    text = OmegaConf.to_yaml(OmegaConf.create(composed()))
+    text = OmegaConf.to_yaml(OmegaConf.create(composed("relevance=semantic")))
     assert "???" not in text
     for key in ("lambda_freq", "weight", "fake_guidance", "norm", "reduce", "loss_weight", "root"):
         assert f" {key}:" in text

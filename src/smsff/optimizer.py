@@ -103,12 +103,13 @@ def clip_groups(optimizer: Optimizer) -> dict[str, Tensor]:
     return norms
 
 
-def ema_with_warmup(decay: float) -> Callable[[Any, Any, Tensor], None]:
+def ema_with_warmup(decay: float) -> Callable[[Any, Any, Tensor | int], None]:
     """For AveragedModel: decay min(decay, (1 + n) / (10 + n)) after n updates, so that short runs are averaged too."""
 
     @torch.no_grad()
-    def update(averaged: Any, current: Any, updates: Tensor) -> None:
-        weight = 1 - ((1 + updates) / (10 + updates)).clamp(max=decay)  # stays on the device
+    def update(averaged: Any, current: Any, updates: Tensor | int) -> None:
+        count = torch.as_tensor(updates)  # stays on its device
+        weight = 1 - ((1 + count) / (10 + count)).clamp(max=decay)
         for mean, value in zip(averaged, current, strict=True):
             mean.lerp_(value, weight.to(mean))
 
