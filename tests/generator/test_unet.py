@@ -127,3 +127,17 @@ def test_config_rebuilds_it() -> None:
 def test_wrong_block_lists_are_refused() -> None:
     with pytest.raises(ValueError, match="decoder_blocks"):
         UNetGenerator(widths=(8, 8), encoder_blocks=(1, 1), decoder_blocks=(1, 1))
+
+
+def test_no_checkerboard_whatever_the_weights() -> None:
+    """A flat picture shows no grid coarser than two pixels inside, also when all sub-pixels have weights of their own."""
+    torch.manual_seed(0)
+    network = UNetGenerator(widths=(8, 16, 16), encoder_blocks=(1, 1, 1), decoder_blocks=(1, 1), head_width=8).double()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+        y = network(torch.full((1, 3, 192, 160), 0.3, dtype=torch.float64))
+    inside = y[..., 72:120, 64:96]
+    assert (y - 0.3).abs().max() > 0.01
+    cells = torch.pixel_unshuffle(inside, 2)
+    assert cells.std((2, 3)).max() < 1e-9

@@ -10,7 +10,8 @@ identity and their branch is scaled by `GAIN / channels`: one Adam step moves ev
 the output of a convolution by an amount proportional to its number of inputs; the scale makes all levels equally
 sensitive.
 
-Sources: pixel shuffle: Shi et al. 2016; its checkerboard-free initialisation: Aitken et al. 2017; residual blocks
+Sources: pixel shuffle: Shi et al. 2016; its checkerboard-free initialisation: Aitken et al. 2017,
+and smoothing after it: Sugawara et al. 2018; residual blocks
 with a scaled branch: Lim et al. 2017; zero-initialised branches: Zhang et al.
 2019 (Fixup); normalisation by the root mean square: Zhang and Sennrich 2019, per pixel as in Karras et al. 2018.
 """
@@ -55,18 +56,29 @@ class ResidualBlock(nn.Module):
         return x + self.scale * self.second(F.relu(self.first(unit(x))))
 
 
-class Up(nn.Module):
-    """1x1 convolution and pixel shuffle, twice the size; the four sub-pixels start equal (no checkerboard)."""
+def smooth(x: Tensor) -> Tensor:
+    """Each channel convolved with the outer product of (1, 2, 1) / 4, border repeated; a period of two pixels vanishes."""
+    return F.avg_pool2d(F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 2, stride=1), 2, stride=1)
 
-    def __init__(self, inputs: int, outputs: int) -> None:
+
+class Up(nn.Module):
+    """1x1 convolution and pixel shuffle, twice the size, without a checkerboard.
+
+    The four sub-pixels start equal, and `smooth` keeps them so wherever the features do not vary, whatever is learned.
+    Without it (`sharp`) a line may be one pixel wide.
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, sharp: bool = False) -> None:
         super().__init__()
+        self.sharp = sharp
         self.project = convolution(inputs, 4 * outputs, 1, gain=1)
         # pixel_shuffle reads channels as (output, sub-pixel): every group of four gets one set of weights
         self.project.weight.data = self.project.weight.data[::4].repeat_interleave(4, dim=0)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs, H, W) to (B, outputs, 2H, 2W)."""
-        return F.pixel_shuffle(self.project(unit(x)), 2)
+        y = F.pixel_shuffle(self.project(unit(x)), 2)
+        return y if self.sharp else smooth(y)
 
 
 def _blocks(channels: int, count: int) -> nn.Sequential:
@@ -110,7 +122,7 @@ class UNetGenerator(nn.Module):
         self.downs = nn.ModuleList(convolution(a, b, 2, stride=2, gain=1) for a, b in pairwise(widths))
         self.ups = nn.ModuleList(Up(b, a) for a, b in pairwise(widths))
         self.decoder = nn.ModuleList(_blocks(c, n) for c, n in zip(widths[:-1], decoder_blocks, strict=True))
-        self.unfold = Up(widths[0], head_width)
+        self.unfold = Up(widths[0], head_width, sharp=True)
         self.mix = convolution(head_width + 3, head_width, 3)
         self.refine = convolution(head_width, head_width, 3)
         self.to_rgb = convolution(head_width, 3, 3, gain=0)
@@ -134,7 +146,7 @@ class UNetGenerator(nn.Module):
         """An upper bound, in pixels, of how far an input pixel can act on the output."""
         convolutions = [2 * n for n in self.encoder_blocks]
         for level, n in enumerate(self.decoder_blocks):
-            convolutions[level] += 2 * n
+            convolutions[level] += 2 * n + 1  # and the smoothing
         convolutions[0] += 1
         reach = sum(n * 2 ** (level + 1) for level, n in enumerate(convolutions)) + 3
         return reach + self.multiple - 1  # anywhere inside one cell of the coarsest grid
