@@ -139,7 +139,8 @@ class StyleMatching(pl.LightningModule):
         steps: Length of the run in optimizer steps, warm-up included.
         seed: Seed of every random draw.
         fake_draws: Independent (t, noise) draws of the fake's loss in each step.
-        ema_decay: Largest decay of the average of the generator's weights (`ema_with_warmup`); 0 follows the weights themselves.
+        ema_decay: Largest decay of the average of the generator's weights (`ema_with_warmup`); 0 follows the weights
+            themselves.
         grid_jitter: Pictures are encoded at a random offset of less than so many pixels, the same for source and result
             (ours); 1 is none. It should cover the strides of encoder and U-Net.
         record: Plain containers stored in every checkpoint (generator, style, resolved configuration).
@@ -257,7 +258,7 @@ class StyleMatching(pl.LightningModule):
         return getattr(self.generator, "space", "pixel") == "latent"
 
     def grid_offset(self, draws: Draws) -> Tensor:
-        """Random offset (B, 2) in pixels of each picture before it is encoded, on the CPU, since it says where to cut."""
+        """Random offset (B, 2) in pixels of each picture before it is encoded; on the CPU, which does the cutting."""
         reach = 1 if self.in_latent_space else self.grid_jitter
         sides = [keyed_rand(draws.seed, f"grid/{side}", draws.iteration, draws.positions) for side in ("y", "x")]
         return (torch.stack(sides, dim=1) * reach).long()

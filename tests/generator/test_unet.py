@@ -130,7 +130,7 @@ def test_wrong_block_lists_are_refused() -> None:
 
 
 def test_no_checkerboard_whatever_the_weights() -> None:
-    """A flat picture shows no grid coarser than two pixels inside, also when all sub-pixels have weights of their own."""
+    """A flat picture shows no grid coarser than two pixels inside, also when sub-pixels have weights of their own."""
     torch.manual_seed(0)
     network = UNetGenerator(widths=(8, 16, 16), encoder_blocks=(1, 1, 1), decoder_blocks=(1, 1), head_width=8).double()
     with torch.no_grad():
