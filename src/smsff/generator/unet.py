@@ -57,7 +57,7 @@ class ResidualBlock(nn.Module):
 
 
 def smooth(x: Tensor) -> Tensor:
-    """Each channel convolved with (1, 2, 1) / 4 both ways, border repeated; a period of two pixels vanishes."""
+    """Each channel convolved with (1, 2, 1) / 4 both ways, border repeated; a period of two vanishes."""
     return F.avg_pool2d(F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 2, stride=1), 2, stride=1)
 
 
