@@ -22,7 +22,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -244,7 +244,7 @@ def encode_degraded(vae: AutoencoderKL, bank: Bank, styles: Sequence[str], seed:
     return latents
 
 
-def merge(unet: UNet2DConditionModel, lora: dict[str, Tensor]) -> dict[str, Tensor]:
+def merge(unet: UNet2DConditionModel, lora: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The weights W + B A of the adapted layers; twice as fast to train through as the adapter's own two layers."""
     weights, merged = dict(unet.named_parameters()), {}
     for name in sorted({key.split(".lora_")[0] for key in lora}):
