@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tiny import given_scores
 from torch import Tensor
 
 from smsff.errors import UserError
-from smsff.objective.sms import StyleMatchingObjective, latent_surrogate
+from smsff.objective.gradient import Noised, latent_surrogate
+from smsff.objective.sms import StyleMatchingObjective
 from smsff.teacher.gaussian import GaussianFakeScore, GaussianScore, GaussianTeacher, gaussian_eps
 from smsff.teacher.schedule import NoiseSchedule, scaled_linear_betas
 from smsff.teacher.score import Teacher, guided
@@ -66,9 +68,9 @@ def test_is_a_teacher_with_the_image_as_latent() -> None:
     assert teacher.latent.decode(teacher.latent.encode(x)) is x
     assert (teacher.latent.downscale, teacher.latent.channels) == (1, 3)
     cond = teacher.encode_prompts(["a", "b"])
-    assert cond.shape == (2, 1, 1)
+    assert cond.tokens.shape == (2, 1, 1)
     teacher.drop_text_encoder()
-    assert torch.equal(teacher.encode_prompts(["a", "b"]), cond)
+    assert torch.equal(teacher.encode_prompts(["a", "b"]).tokens, cond.tokens)
     z_t = teacher.schedule.add_noise(x, draw(1), T)
     embedding = teacher.encode_prompts(["a"] * 3)
     # Base N(0, 1) has the marginal N(0, 1) at every t, so its prediction is sqrt(1 - ab) z_t.
@@ -128,14 +130,8 @@ def test_whole_loop_moves_the_output_to_the_style() -> None:
         z = torch.randn(shape, generator=generator) + shift
         t = torch.randint(20, 500, (8,), generator=generator)
         noise = torch.randn(shape, generator=generator)
-        z_t = teacher.schedule.add_noise(z, noise, t)
-        g = objective.gradient(
-            teacher.style(z_t, t, cond),
-            fake(z_t, t, cond),
-            t=t,
-            schedule=teacher.schedule,
-            relevance=torch.ones(8, 1, 6, 8),
-        )
+        at = Noised(z.detach(), z.detach(), noise, t, teacher.schedule)
+        g = objective.gradient(given_scores(style=teacher.style(at.z_t, t, cond), fake=fake(at.z_t, t, cond)), at)
         loss = latent_surrogate(z, g).mean() + fake.loss(z, noise, t, cond).mean()
         optimizer.zero_grad()
         loss.backward()

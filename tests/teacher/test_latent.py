@@ -27,6 +27,20 @@ def test_latents_are_the_scaled_and_shifted_posterior_mean() -> None:
     torch.testing.assert_close(latent.decode(latent.encode(x)), vae.decode(mean).sample, atol=1e-10, rtol=0)
 
 
+def test_a_mean_and_deviation_for_each_channel() -> None:
+    """As in diffusers' pipelines: (posterior mean - latents_mean) * scaling_factor / latents_std."""
+    vae = build_vae(TinySpec(scaling_factor=0.5, latent_channels=4)).double()
+    mean, std = [0.1, -0.2, 0.3, 0.0], [1.0, 2.0, 0.5, 4.0]
+    vae.register_to_config(latents_mean=mean, latents_std=std)
+    latent = AutoencoderLatent(vae)
+    x = torch.randn(2, 3, 8, 12, dtype=torch.float64)
+    raw = vae.encode(x).latent_dist.mean
+    z = latent.encode(x)
+    for i in range(4):
+        torch.testing.assert_close(z[:, i], (raw[:, i] - mean[i]) * 0.5 / std[i], atol=1e-12, rtol=0)
+    torch.testing.assert_close(latent.decode(z), vae.decode(raw).sample, atol=1e-10, rtol=0)
+
+
 @pytest.mark.parametrize("size", [(15, 21), (1, 9), (17, 16)])
 def test_any_size_is_padded_by_reflection_and_cropped_back(size: tuple[int, int]) -> None:
     latent = AutoencoderLatent(build_vae(TinySpec(downscale=4, latent_channels=4)))
@@ -88,3 +102,15 @@ def test_translate_moves_each_picture_by_its_own_offset() -> None:
     assert torch.equal(moved[0, :, 4], x[0, :, 4])
     assert torch.equal(moved[1, :, :3, :1], x[1, :, 2:, 3:])
     assert torch.equal(moved[1, :, :, 1:], x[1, :, [2, 3, 4, 4, 4], 3:].expand(-1, -1, 3))
+
+
+@pytest.mark.parametrize("tiny_vae", [False, True])
+def test_a_dropped_decoder_leaves_the_encoder(tiny_vae: bool) -> None:
+    latent = AutoencoderLatent(build_vae(TinySpec(tiny_vae=tiny_vae)))
+    x = torch.rand(1, 3, 16, 24) * 2 - 1
+    z, size = latent.encode(x), sum(p.numel() for p in latent.parameters())
+    latent.drop_decoder()
+    assert torch.equal(latent.encode(x), z)
+    assert sum(p.numel() for p in latent.parameters()) < 0.6 * size
+    with pytest.raises(RuntimeError, match="decoder was dropped"):
+        latent.decode(z)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig
-from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
-from torch.func import functional_call
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 
+from smsff.config import resolve
 from smsff.data.content import close, content, degrade
+from smsff.style_lora.buckets import bucket_shapes
+from smsff.style_lora.known import training_photos, write_folder
 from smsff.teacher import embedded, recipe
 from smsff.teacher.stable_diffusion import load_stable_diffusion
 
@@ -33,7 +36,7 @@ def test_tokenizer_knows_its_words_and_spells_the_others() -> None:
 
 
 def test_content_is_reproducible_varied_and_in_range() -> None:
-    photos = recipe.training_photos()
+    photos = training_photos()
     first, again, other = (content(photos, 32, np.random.default_rng(seed)) for seed in (1, 1, 2))
     assert first.shape == (32, 32, 3)
     assert np.array_equal(first, again)
@@ -94,17 +97,29 @@ def test_degrading_removes_thin_lines_adds_texture_and_stays_in_range() -> None:
     assert x[..., :15, :].std((1, 2, 3)).max() > 0.05
 
 
-def test_merged_weights_equal_the_adapter() -> None:
-    torch.manual_seed(0)
-    unet, adapted = embedded.build_unet(), embedded.build_unet()
-    adapted.load_state_dict(unet.state_dict())
-    adapted.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=embedded.LORA_TARGETS), "style")
-    state = get_peft_model_state_dict(adapted, adapter_name="style")
-    lora = {name: 0.05 * torch.randn_like(value) for name, value in state.items()}
-    set_peft_model_state_dict(adapted, lora, adapter_name="style")
-    inputs = (torch.randn(2, embedded.LATENT_CHANNELS, 16, 12), torch.tensor([3, 700]))
-    cond = {"encoder_hidden_states": torch.randn(2, embedded.CONTEXT_LENGTH, 64)}
-    with torch.no_grad():
-        merged = functional_call(unet, recipe.merge(unet, lora), inputs, cond).sample
-        assert (merged - adapted(*inputs, **cond).sample).abs().max() < 1e-4
-        assert (merged - unet(*inputs, **cond).sample).abs().max() > 1e-2
+def test_the_recipe_trains_styles_with_the_numbers_of_the_experiment(tmp_path: Path) -> None:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(config_dir=str(Path(__file__).parents[2] / "conf"), version_base="1.3"):
+        cfg = compose("train", overrides=["experiment=style_lora", "name=cel", "data.root=x", "run_dir=x"])
+    conf = resolve(cfg)
+    module = recipe.style_lora(
+        embedded.ASSETS, "cel", steps=conf["steps"], rank=conf["lora"]["rank"], seed=conf["seed"]
+    )
+    parts = {"lora": module.style.options, "prompts": module.prompts, "timesteps": module.timesteps}
+    parts |= {"loss": module.loss, "held_out": module.held_out, "samples": module.samples}
+    for name, part in parts.items():
+        expected = {key: value for key, value in conf[name].items() if key != "_target_"}
+        assert json.loads(json.dumps(asdict(part))) == expected, name  # tuples are lists in a configuration
+    assert conf["trainer"]["precision"] == recipe.PRECISION
+    rate = {key: value for key, value in conf["optimizer"]["unet"].items() if key != "_target_"}
+    assert json.loads(json.dumps(asdict(module.unet_options))) == {**rate, "lr": 2e-3}
+    for kind in ("styled", "photo"):
+        write_folder(tmp_path / kind, [torch.rand(3, 90, 90) for _ in range(4)])
+    data = recipe.style_pictures(tmp_path / "styled", tmp_path / "photo", steps=7, seed=0)
+    for name in ("margin", "batch_size", "num_workers", "flip"):
+        assert getattr(data, name) == conf["data"][name], name
+    assert list(data.scale) == conf["data"]["scale"]
+    assert (data.degraded.share, conf["data"]["degraded"]["share"]) == (0.7, 0.1)
+    expected = bucket_shapes(**{key: conf["data"][key] for key in ("resolution", "stride", "max_aspect")})
+    assert set(data.buckets.shapes) <= set(expected)
+    assert data.captions() == ["a photo", "a picture"]

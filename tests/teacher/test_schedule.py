@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from diffusers import DDPMScheduler
 
 from smsff.errors import UserError
 from smsff.teacher.schedule import NoiseSchedule, cfg, scaled_linear_betas
@@ -111,3 +112,17 @@ def test_refusals() -> None:
         NoiseSchedule(torch.tensor([0.1, 1.5]))
     with pytest.raises(UserError, match="betas"):
         NoiseSchedule(torch.full((2, 2), 0.1))
+
+
+def test_zero_terminal_signal_stays_finite() -> None:
+    """Schedules rescaled to end in pure noise have a last beta of 1."""
+    betas = DDPMScheduler(beta_schedule="scaled_linear", rescale_betas_zero_snr=True).betas
+    assert betas[-1] == 1
+    schedule = NoiseSchedule(betas, "v_prediction")
+    z, noise, t = torch.randn(1, 4, 3, 3), torch.randn(1, 4, 3, 3), torch.tensor([999])
+    z_t = schedule.add_noise(z, noise, t)
+    torch.testing.assert_close(z_t, noise, atol=1e-3, rtol=0)
+    torch.testing.assert_close(schedule.eps_from_prediction(torch.randn_like(z), z_t, t), z_t, atol=1e-2, rtol=0)
+    assert schedule.x0_from_eps(z_t, noise, t).isfinite().all()
+    with pytest.raises(UserError, match=r"\(0, 1\]"):
+        NoiseSchedule(torch.tensor([0.5, 1.5]))

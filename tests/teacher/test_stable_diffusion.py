@@ -14,12 +14,13 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from smsff.errors import UserError
+from smsff.teacher.condition import Condition
 from smsff.teacher.stable_diffusion import StableDiffusionTeacher, load_stable_diffusion
 
 Pipelines = Callable[..., Path]
 
 
-def sample(teacher: StableDiffusionTeacher, batch: int = 2) -> tuple[Tensor, Tensor, Tensor]:
+def sample(teacher: StableDiffusionTeacher, batch: int = 2) -> tuple[Tensor, Tensor, Condition]:
     generator = torch.Generator().manual_seed(3)
     z_t = torch.randn(batch, teacher.latent.channels, 6, 10, generator=generator)
     return z_t, torch.tensor([10, 700])[:batch], teacher.encode_prompts(["a cat", "a dog"][:batch])
@@ -41,7 +42,7 @@ def copied(tiny_base: Path, tmp_path: Path) -> Path:
 
 def test_base_is_the_stock_unet(teacher: StableDiffusionTeacher, tiny_base: Path) -> None:
     z_t, t, cond = sample(teacher)
-    wanted = stock(tiny_base)(z_t, t, encoder_hidden_states=cond).sample
+    wanted = stock(tiny_base)(z_t, t, encoder_hidden_states=cond.tokens).sample
     torch.testing.assert_close(teacher.base(z_t, t, cond), wanted, atol=1e-6, rtol=0)
 
 
@@ -52,10 +53,10 @@ def test_style_is_the_unet_with_the_lora_merged(
     unet = stock(tiny_base)
     merge_kohya(unet, load_file(tiny_lora), strength=0.7)
     style = teacher.style(z_t, t, cond)
-    torch.testing.assert_close(style, unet(z_t, t, encoder_hidden_states=cond).sample, atol=3e-5, rtol=0)
+    torch.testing.assert_close(style, unet(z_t, t, encoder_hidden_states=cond.tokens).sample, atol=3e-5, rtol=0)
     assert (style - teacher.base(z_t, t, cond)).abs().max() > 1e-2
-    assert teacher.lora_report is not None
-    assert teacher.lora_report.matched == teacher.lora_report.total
+    (report,) = teacher.lora_reports
+    assert report.matched == report.total
 
 
 def test_v_prediction_becomes_a_noise_prediction(tiny_pipeline: Pipelines) -> None:
@@ -63,9 +64,9 @@ def test_v_prediction_becomes_a_noise_prediction(tiny_pipeline: Pipelines) -> No
     teacher = load_stable_diffusion(base=str(folder), lora=None)
     assert (teacher.latent.channels, teacher.latent.downscale) == (4, 8)
     z_t, t, cond = sample(teacher)
-    assert cond.shape == (2, 77, 16)
+    assert cond.tokens.shape == (2, 77, 16)
     ab = DDPMScheduler.from_pretrained(folder, subfolder="scheduler").alphas_cumprod[t].view(-1, 1, 1, 1)
-    v = stock(folder)(z_t, t, encoder_hidden_states=cond).sample
+    v = stock(folder)(z_t, t, encoder_hidden_states=cond.tokens).sample
     torch.testing.assert_close(teacher.base(z_t, t, cond), ab.sqrt() * v + (1 - ab).sqrt() * z_t, atol=1e-5, rtol=0)
 
 
@@ -96,14 +97,18 @@ def test_second_unet_where_the_style_has_another_base(tiny_pipeline: Pipelines, 
     assert teacher.style_unet is not None
     assert not hasattr(teacher.unet, "peft_config")
     z_t, t, cond = sample(teacher)
-    torch.testing.assert_close(teacher.base(z_t, t, cond), stock(base)(z_t, t, encoder_hidden_states=cond).sample)
+    torch.testing.assert_close(
+        teacher.base(z_t, t, cond), stock(base)(z_t, t, encoder_hidden_states=cond.tokens).sample
+    )
     unet = stock(other)
     merge_kohya(unet, load_file(tiny_lora), strength=1.0)
-    wanted = unet(z_t, t, encoder_hidden_states=cond).sample
+    wanted = unet(z_t, t, encoder_hidden_states=cond.tokens).sample
     torch.testing.assert_close(teacher.style(z_t, t, cond), wanted, atol=3e-5, rtol=0)
     alone = load_stable_diffusion(base=str(base), lora=None, style_base=str(other))
-    torch.testing.assert_close(alone.style(z_t, t, cond), stock(other)(z_t, t, encoder_hidden_states=cond).sample)
-    assert not torch.equal(alone.encode_prompts(["a cat"], style=True), alone.encode_prompts(["a cat"]))
+    torch.testing.assert_close(
+        alone.style(z_t, t, cond), stock(other)(z_t, t, encoder_hidden_states=cond.tokens).sample
+    )
+    assert not torch.equal(alone.encode_prompts(["a cat"], style=True).tokens, alone.encode_prompts(["a cat"]).tokens)
 
 
 def test_the_same_base_twice_is_one_unet(tiny_base: Path, tiny_lora: Path) -> None:
@@ -111,14 +116,27 @@ def test_the_same_base_twice_is_one_unet(tiny_base: Path, tiny_lora: Path) -> No
     assert load_stable_diffusion(base=str(tiny_base), lora=str(tiny_lora), style_base=again).style_unet is None
 
 
-def test_bases_that_do_not_go_together(tiny_pipeline: Pipelines) -> None:
+def test_bases_that_do_not_go_together(tiny_pipeline: Pipelines, tmp_path: Path) -> None:
     base = str(tiny_pipeline())
-    for fields, message in (
-        ({"prediction_type": "v_prediction"}, "prediction type"),
-        ({"latent_channels": 4}, "channels"),
-    ):
-        with pytest.raises(UserError, match=rf"teacher\.style_base=.*{message}"):
+    for fields in ({"latent_channels": 4}, {"downscale": 4}):
+        with pytest.raises(UserError, match=r"teacher\.style_base=.*share one latent space"):
             load_stable_diffusion(base=base, lora=None, style_base=str(tiny_pipeline(**fields)))
+    other = shutil.copytree(tiny_pipeline(seed=1), tmp_path / "other")
+    file = other / "scheduler" / "scheduler_config.json"
+    file.write_text(file.read_text().replace("0.012", "0.02"))
+    with pytest.raises(UserError, match=r"teacher\.style_base=.*noise levels differ"):
+        load_stable_diffusion(base=base, lora=None, style_base=str(other))
+
+
+def test_the_style_may_predict_v_where_the_base_predicts_noise(tiny_pipeline: Pipelines) -> None:
+    base, other = tiny_pipeline(), tiny_pipeline(prediction_type="v_prediction", seed=1)
+    teacher = load_stable_diffusion(base=str(base), lora=None, style_base=str(other))
+    alone = load_stable_diffusion(base=str(other), lora=None)
+    z_t, t, cond = sample(teacher)
+    assert torch.equal(teacher.style(z_t, t, cond), alone.base(z_t, t, cond))
+    torch.testing.assert_close(
+        teacher.base(z_t, t, cond), stock(base)(z_t, t, encoder_hidden_states=cond.tokens).sample
+    )
 
 
 def test_without_any_style(tiny_base: Path) -> None:
@@ -137,17 +155,16 @@ def test_prompts_as_stable_diffusion_encodes_them(
     ).input_ids
     encoder = CLIPTextModel.from_pretrained(tiny_base / "text_encoder")
     cond = teacher.encode_prompts(prompts)
-    assert cond.shape == (4, 16, 16)
-    torch.testing.assert_close(cond, encoder(ids).last_hidden_state.detach(), atol=1e-6, rtol=0)
+    assert cond.tokens.shape == (4, 16, 16)
+    torch.testing.assert_close(cond.tokens, encoder(ids).last_hidden_state.detach(), atol=1e-6, rtol=0)
     merge_kohya(encoder, load_file(tiny_lora), strength=0.7, prefix="lora_te_text_model_")
     styled = teacher.encode_prompts(prompts, style=True)
-    torch.testing.assert_close(styled, encoder(ids).last_hidden_state.detach(), atol=2e-5, rtol=0)
-    assert torch.equal(teacher.encode_prompts(prompts), cond)
+    torch.testing.assert_close(styled.tokens, encoder(ids).last_hidden_state.detach(), atol=2e-5, rtol=0)
+    assert torch.equal(teacher.encode_prompts(prompts).tokens, cond.tokens)
 
 
 def test_text_encoder_runs_once_per_prompt_and_can_be_dropped(teacher: StableDiffusionTeacher) -> None:
-    encoder = teacher.prompts.text_encoder
-    assert encoder is not None
+    (encoder,) = teacher.prompts.encoders
     seen: list[int] = []
     encoder.register_forward_hook(lambda module, args, kwargs, output: seen.append(len(args[0])), with_kwargs=True)
     cond = teacher.encode_prompts(["a", "b", "a"])
@@ -156,16 +173,16 @@ def test_text_encoder_runs_once_per_prompt_and_can_be_dropped(teacher: StableDif
     size = sum(p.numel() for p in teacher.parameters())
     teacher.drop_text_encoder()
     assert sum(p.numel() for p in teacher.parameters()) == size - sum(p.numel() for p in encoder.parameters())
-    assert torch.equal(teacher.encode_prompts(["a", "b", "a"]), cond)
+    assert torch.equal(teacher.encode_prompts(["a", "b", "a"]).tokens, cond.tokens)
     with pytest.raises(UserError, match="'new one' was not encoded before the text encoder was dropped"):
         teacher.encode_prompts(["a", "new one"])
 
 
 def test_long_prompts_are_cut_with_a_warning(teacher: StableDiffusionTeacher, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        assert teacher.encode_prompts(["short"]).shape == (1, 16, 16)
+        assert teacher.encode_prompts(["short"]).tokens.shape == (1, 16, 16)
         assert not caplog.text
-        assert teacher.encode_prompts(["a very long prompt indeed"]).shape == (1, 16, 16)
+        assert teacher.encode_prompts(["a very long prompt indeed"]).tokens.shape == (1, 16, 16)
     assert "longer than 16 tokens" in caplog.text
 
 
@@ -175,7 +192,7 @@ def test_names_of_older_text_encoder_files(copied: Path, teacher: StableDiffusio
     tensors = {f"text_model.{key.removeprefix('text_model.')}": value for key, value in load_file(file).items()}
     save_file(tensors, file, metadata={"format": "pt"})
     old = load_stable_diffusion(base=str(copied), lora=None)
-    assert torch.equal(old.encode_prompts(["a cat"]), teacher.encode_prompts(["a cat"]))
+    assert torch.equal(old.encode_prompts(["a cat"]).tokens, teacher.encode_prompts(["a cat"]).tokens)
 
 
 @pytest.mark.parametrize("size", [(5, 7), (1, 1), (3, 8)])
@@ -207,7 +224,8 @@ def test_missing_folder_hub_id_and_lora(tiny_base: Path, tmp_path: Path) -> None
     refused(rf"teacher\.base=.*/nowhere: .*no such folder.*{get}.*teacher\.base=", base=str(tmp_path / "nowhere"))
     refused(rf"teacher\.base=some/model: .*offline.*{get.replace('.*', 'some/model', 1)}", base="some/model")
     refused(r"teacher\.base=some/model", base="some/model", local_files_only=True)
-    refused(r"teacher\.base=.*v1\.safetensors: a single file; convert", base="v1.safetensors")
+    refused(r"teacher\.base=v1\.safetensors: no such file", base="v1.safetensors")
+    refused(r"teacher\.base=v1\.ckpt: .*can run code.*\.safetensors version", base="v1.ckpt")
     refused(r"teacher\.style_base=a/b: ", base=str(tiny_base), style_base="a/b")
     refused(r"teacher\.lora=gone\.safetensors: no such file", base=str(tiny_base), lora="gone.safetensors")
     refused(r"teacher\.dtype='int8'", base=str(tiny_base), dtype="int8")
@@ -237,12 +255,16 @@ def test_file_that_lacks_weights(copied: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "components", "message"),
     [
-        ("StableDiffusionXLPipeline", {"unet": [], "text_encoder_2": []}, "StableDiffusionXLPipeline is an SDXL model"),
-        ("StableDiffusion3Pipeline", {"transformer": []}, "StableDiffusion3Pipeline is not a U-Net model"),
-        ("FluxPipeline", {"transformer": []}, "FluxPipeline is not a U-Net model"),
+        ("StableDiffusionInpaintPipeline", {"unet": []}, "StableDiffusionInpaintPipeline is a model for inpainting"),
+        (
+            "StableDiffusion3Pipeline",
+            {"transformer": []},
+            r"StableDiffusion3Pipeline is a transformer \(flow-matching\)",
+        ),
+        ("FluxPipeline", {"transformer": []}, r"FluxPipeline is a transformer \(flow-matching\) model"),
     ],
 )
-def test_other_pipelines(tmp_path: Path, name: str, components: dict[str, list[str]], message: str) -> None:
+def test_other_pipelines(tmp_path: Path, name: str, components: dict[str, list[str | None]], message: str) -> None:
     write_model_index(tmp_path, name, components)
     refused(rf"teacher\.base=.*{message}", base=str(tmp_path))
 
@@ -270,4 +292,4 @@ def test_other_schedulers(copied: Path, before: str, after: str) -> None:
     file = copied / "scheduler" / "scheduler_config.json"
     assert before in file.read_text()
     file.write_text(file.read_text().replace(before, after))
-    refused("teacher.*(sample|FlowMatch)", base=str(copied))
+    refused("teacher.*(sample|FlowMatch|has no betas)", base=str(copied))

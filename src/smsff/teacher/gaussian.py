@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from smsff.errors import UserError
 from smsff.objective.denoising import DenoisingWeight, check_denoising_weight, denoising_loss, denoising_weight
+from smsff.teacher.condition import Condition
 from smsff.teacher.schedule import NoiseSchedule, scaled_linear_betas
 
 
@@ -51,7 +52,7 @@ class GaussianScore(nn.Module):
         self.mean = mean
         self.std = std
 
-    def forward(self, z_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+    def forward(self, z_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
         return gaussian_eps(z_t, self.schedule.alpha_bar(t), self.mean, self.std)
 
 
@@ -73,9 +74,9 @@ class GaussianTeacher(nn.Module):
         self.base = GaussianScore(self.schedule, mean=mean_base, std=std_base)
         self.style = GaussianScore(self.schedule, mean=mean_style, std=std_style)
 
-    def encode_prompts(self, prompts: Sequence[str], *, style: bool = False) -> Tensor:
+    def encode_prompts(self, prompts: Sequence[str], *, style: bool = False) -> Condition:
         """Zeros (N, 1, 1) on the schedule's device: there is nothing to condition on."""
-        return torch.zeros(len(prompts), 1, 1, device=self.schedule.betas.device)
+        return Condition(torch.zeros(len(prompts), 1, 1, device=self.schedule.betas.device))
 
     def drop_text_encoder(self) -> None:
         """There is none."""
@@ -96,14 +97,16 @@ class GaussianFakeScore(nn.Module):
         self.mean = nn.Parameter(torch.tensor(mean))
         self.log_std = nn.Parameter(torch.tensor(math.log(std)))
 
-    def forward(self, z_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+    def forward(self, z_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
         return gaussian_eps(z_t, self.schedule.alpha_bar(t), self.mean, self.log_std.exp())
 
-    def loss(self, z: Tensor, noise: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+    def loss(self, z: Tensor, noise: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """Denoising loss of each sample, (B,); no gradient reaches z."""
-        z_t = self.schedule.add_noise(z.detach(), noise, t)
-        weight = denoising_weight(self.loss_weight, self.schedule.alpha_bar(t))
-        return denoising_loss(self(z_t, t, cond), noise, weight)
+        return self.loss_of(self(self.schedule.add_noise(z.detach(), noise, t), t, cond), noise, t)
+
+    def loss_of(self, eps: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """The same of a prediction that was made at noise and t."""
+        return denoising_loss(eps, noise, denoising_weight(self.loss_weight, self.schedule.alpha_bar(t)))
 
     def trainable_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         return self.named_parameters()

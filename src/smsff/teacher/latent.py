@@ -36,9 +36,11 @@ def translate(x: Tensor, offset: Tensor) -> Tensor:
 
 
 class AutoencoderLatent(nn.Module):
-    """A `LatentCoder` over AutoencoderKL or AutoencoderTiny: z = (posterior mean - shift_factor) * scaling_factor.
+    """A `LatentCoder` over AutoencoderKL or AutoencoderTiny: z = (posterior mean - shift) / std * scaling_factor.
 
-    The auto-encoder is frozen and stays in evaluation mode, but lets the gradient of z through to the image.
+    Shift and std come from the auto-encoder's configuration: ``latents_mean`` and ``latents_std``, one number for each
+    channel, or else ``shift_factor`` and 1. The auto-encoder is frozen and stays in evaluation mode, but lets the
+    gradient of z through to the image.
 
     Args:
         vae: the auto-encoder; its configuration gives the number of channels, the downscale factor and the scaling.
@@ -54,7 +56,12 @@ class AutoencoderLatent(nn.Module):
         self.downscale: int = 2 ** (len(widths) - 1)
         self.channels: int = vae.config.latent_channels
         self.scaling: float = vae.config.scaling_factor
-        self.shift: float = vae.config.shift_factor or 0.0
+        # AutoencoderTiny has neither mean nor std.
+        mean, std = vae.config.get("latents_mean"), vae.config.get("latents_std")
+        shift = vae.config.shift_factor or 0.0 if mean is None else mean
+        factor = self.scaling / torch.tensor(1.0 if std is None else std, dtype=torch.float64)
+        self._exact = torch.tensor(shift, dtype=torch.float64).view(-1, 1, 1), factor.view(-1, 1, 1)
+        self._sent: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
         # AutoencoderTiny's own checkpointing skips the step from [-1, 1] to [0, 1] in its encoder, so the whole encoder
         # is one segment there; it is small.
         self._checkpoint_whole = gradient_checkpointing and tiny
@@ -77,11 +84,26 @@ class AutoencoderLatent(nn.Module):
         x = pad_to_multiple(x, self.downscale).to(self.vae.dtype)
         whole = self._checkpoint_whole and torch.is_grad_enabled() and x.requires_grad
         mean = checkpoint(self._mean, x, use_reentrant=False) if whole else self._mean(x)
-        return (mean.to(x.dtype) - self.shift) * self.scaling
+        shift, factor = self._constants(x.device, x.dtype)
+        return (mean.to(x.dtype) - shift) * factor
+
+    def _constants(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Shift and factor; sent to a device once, for that waits for it."""
+        key = device, dtype
+        if key not in self._sent:
+            with torch.inference_mode(False):
+                self._sent[key] = self._exact[0].to(device, dtype), self._exact[1].to(device, dtype)
+        return self._sent[key]
 
     def _mean(self, x: Tensor) -> Tensor:
         encoded = self.vae.encode(x)
         return encoded.latents if isinstance(self.vae, AutoencoderTiny) else encoded.latent_dist.mean
+
+    def drop_decoder(self) -> None:
+        """Free the decoder, half of the auto-encoder and more; `decode` is then an error."""
+        for part in ("decoder", "post_quant_conv"):
+            if getattr(self.vae, part, None) is not None:
+                setattr(self.vae, part, None)
 
     def decode(self, z: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """Images (B, 3, H, W), about [-1, 1] and not clipped, of scaled latents z (B, channels, h, w).
@@ -89,6 +111,8 @@ class AutoencoderLatent(nn.Module):
         Args:
             size: crop to these (H, W), those of the image that was encoded; None keeps h and w times `downscale`.
         """
-        z = z.to(self.vae.dtype) / self.scaling + self.shift
-        x = self.vae.decode(z).sample
+        if self.vae.decoder is None:
+            raise RuntimeError("the decoder was dropped, as nothing in this run decodes")
+        shift, factor = self._constants(z.device, self.vae.dtype)
+        x = self.vae.decode(z.to(self.vae.dtype) / factor + shift).sample
         return x if size is None else x[..., : size[0], : size[1]]

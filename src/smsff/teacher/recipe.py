@@ -7,10 +7,9 @@ Stages, each resumable by its own output in the working folder:
 2. ``autoencoder``  AutoencoderKL on all of them.
 3. ``latents``      the bank encoded once.
 4. ``base``         U-Net and text encoder on photos and loose styles, with prompts.
-5. ``style``        one LoRA for each known style, on pictures made by the exact operator; no photo is ever shown beside
-                    its stylization. Half of the inputs are degraded towards photos at random (`data.content.degrade`)
-                    and have to be denoised to the styled picture all the same: the style score is asked about photos
-                    when a generator starts, where a small LoRA that has seen the style alone has nothing to say.
+5. ``style``        one LoRA for each known style, as ``train.py experiment=style_lora`` trains any other, on pictures
+                    made by the exact operator; no photo is ever shown beside its stylization. Most inputs are degraded
+                    towards photos and have to be denoised to the styled picture all the same.
 
 Afterwards the weights are stored in half precision. ``figures.json`` holds the held-out denoising losses by t.
 """
@@ -22,40 +21,40 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
-from peft import LoraConfig
-from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
-from PIL import Image
 from torch import Tensor
-from torch.func import functional_call
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from smsff.data.content import content, degrade
+from smsff.data.captions import METADATA
+from smsff.data.content import content
 from smsff.data.known_styles import STYLES, cel, oil, sketch, watercolour
+from smsff.optimizer import GroupOptions
+from smsff.style_lora.adapter import LoraOptions
+from smsff.style_lora.data import Degraded, StylePictures
+from smsff.style_lora.fit import fit_style_lora
+from smsff.style_lora.known import training_photos, write_folder
+from smsff.style_lora.module import HeldOutLoss, Samples, StyleLora
+from smsff.style_lora.objective import PowerTimesteps, StyleLoss
+from smsff.style_lora.prompts import TriggerPrompts
 from smsff.teacher import embedded
+from smsff.teacher.lora_write import save_style_lora
 from smsff.teacher.schedule import NoiseSchedule, scaled_linear_betas
+from smsff.teacher.stable_diffusion import STYLE, load_stable_diffusion
 
 log = logging.getLogger(__name__)
 
 SIZE, CROP, LATENT_CROP = 160, 64, 32
 """Pixels of a picture of the bank, of an auto-encoder crop, and latents of a U-Net crop."""
 SHIPPED = ("cel", "sketch", "watercolour")
-PHOTO_WEIGHTS = {"astronaut": 4, "china": 4, "rocket": 2}
-"""How often a photo of a scene is drawn; close-ups of textures count once."""
-EVALUATED_T = (20, 50, 100, 200, 350, 500)
+PRECISION = "bf16-mixed"
+"""Of the style LoRAs' training, as in the experiment."""
 
 Bank = dict[str, Tensor]
-
-
-def training_photos() -> list[Image.Image]:
-    """The bundled training photos, scenes repeated by `PHOTO_WEIGHTS`."""
-    files = sorted((Path(__file__).parent.parent / "data" / "photos" / "train").glob("*.jpg"))
-    return [p for f in files for p in [Image.open(f).convert("RGB")] * PHOTO_WEIGHTS.get(f.stem, 1)]
 
 
 def loose_style(x: Tensor, rng: np.random.Generator) -> tuple[str, Tensor]:
@@ -189,17 +188,6 @@ def held_out(latents: Bank) -> int:
     return len(latents["photo"]) - len(latents["photo"]) // 30
 
 
-@torch.no_grad()
-def loss_by_t(unet: UNet2DConditionModel, schedule: NoiseSchedule, z: Tensor, cond: Tensor) -> dict[str, float]:
-    """Held-out denoising loss at each of `EVALUATED_T`, the same noise for every model; cond (1, L, D)."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return {
-            str(t): denoising_loss(unet, schedule, z, torch.full((len(z),), t), cond.expand(len(z), -1, -1)).item()
-            for t in EVALUATED_T
-        }
-
-
 def train_base(
     latents: Bank, schedule: NoiseSchedule, *, steps: int, seed: int
 ) -> tuple[UNet2DConditionModel, CLIPTextModel, CLIPTokenizer]:
@@ -229,74 +217,71 @@ def train_base(
     return unet.eval(), text.eval(), tokenizer
 
 
-@torch.no_grad()
-def encode_degraded(vae: AutoencoderKL, bank: Bank, styles: Sequence[str], seed: int) -> Bank:
-    """Latents of one degraded version of every styled picture."""
-    rng, scale = np.random.default_rng(seed), vae.config.scaling_factor
-    latents: Bank = {}
-    for style in styles:
-        parts = []
-        for styled in bank[style].split(10):
-            others = bank["photo"][torch.from_numpy(rng.integers(len(bank["photo"]), size=len(styled)))]
-            x = degrade(styled.float() / 255, others.float() / 255, rng)
-            parts.append((vae.encode(2 * x - 1).latent_dist.mean * scale).half())
-        latents[style] = torch.cat(parts)
-    return latents
+def style_lora(base: Path, style: str, *, steps: int, rank: int, seed: int) -> StyleLora:
+    """The training of one LoRA; the numbers are those of ``conf/tuned/style_lora/embedded.yaml``, but for three.
 
-
-def merge(unet: UNet2DConditionModel, lora: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights W + B A of the adapted layers; twice as fast to train through as the adapter's own two layers."""
-    weights, merged = dict(unet.named_parameters()), {}
-    for name in sorted({key.split(".lora_")[0] for key in lora}):
-        down, up = lora[f"{name}.lora_A.weight"], lora[f"{name}.lora_B.weight"]
-        weight = weights[f"{name}.weight"]
-        merged[f"{name}.weight"] = weight + (up.flatten(1) @ down.flatten(1)).view_as(weight)
-    return merged
-
-
-def train_style(
-    unet: UNet2DConditionModel,
-    adapted: UNet2DConditionModel,
-    cond: Tensor,
-    styled: Tensor,
-    degraded: Tensor,
-    schedule: NoiseSchedule,
-    *,
-    steps: int,
-    seed: int,
-) -> None:
-    """Trains the adapter `style` of `adapted`, a copy of the frozen `unet`.
-
-    The target is always the noise that separates z_t from the *styled* latents; z_t is made of the degraded ones in
-    60 % of the samples, which are weighted by min(1, 3 (1 - alpha_bar) / alpha_bar), or low t would count for all.
-
-    Args:
-        cond: embeddings of `style_prompts`, (4, L, D).
-        styled, degraded: latents of the same pictures, (N, C, h, w).
+    Its LoRAs are made to be distilled: more degraded inputs, a larger rate and more steps take photos further, and cost
+    held-out loss on the style itself (docs/style_lora.md).
     """
-    torch.manual_seed(seed)
-    rng = np.random.default_rng(seed)
-    unet.requires_grad_(False)
-    state = get_peft_model_state_dict(adapted, adapter_name="style")
-    lora = {name: torch.nn.Parameter(value.detach().float().clone()) for name, value in state.items()}
-    pairs = torch.cat([styled, degraded], dim=1)
+    rate = GroupOptions(
+        lr=2e-3, betas=(0.9, 0.99), eps=1e-8, clip_norm=1.0, schedule="cosine", horizon=1.05, warmup_steps=50
+    )
+    return StyleLora(
+        teacher=load_stable_diffusion(base=str(base), gradient_checkpointing=False),
+        lora=LoraOptions(rank=rank, alpha=rank, target_modules=embedded.LORA_TARGETS, merged=True, seed=seed),
+        prompts=TriggerPrompts(trigger=f"{style} style", caption_dropout=0.2, prompt_dropout=0.1),
+        timesteps=PowerTimesteps(t_min=5, t_max=599, power=1.7),
+        loss=StyleLoss(min_snr_gamma=None, degraded_gamma=3.0),
+        unet_options=rate,
+        text_options=rate,
+        steps=steps,
+        seed=seed,
+        held_out=HeldOutLoss(bands=(0, 50, 100, 200, 300, 450, 600), draws=2, batch=16),
+        samples=Samples(t0=300, steps=10),
+    )
 
-    def loss() -> Tensor:
-        clean, z = crops(pairs, rng.integers(len(pairs), size=16).tolist(), LATENT_CROP, rng).chunk(2, 1)
-        off = torch.from_numpy(rng.random((16, 1, 1, 1)) < 0.6)
-        z = torch.where(off, z, clean)
-        t = draw_t(16, rng, top=700, power=1.5).clamp(min=5)
-        prompt = torch.from_numpy(rng.choice(4, p=[0.5, 0.2, 0.2, 0.1], size=16))
-        z_t, alpha_bar = schedule.add_noise(z, torch.randn_like(z), t), schedule.alpha_bar(t)
-        target = (z_t - alpha_bar.sqrt() * clean) / (1 - alpha_bar).sqrt()
-        weight = torch.where(off, (3 * (1 - alpha_bar) / alpha_bar).clamp(max=1), 1)
-        with torch.autocast("cpu", torch.bfloat16):
-            arguments = {"encoder_hidden_states": cond[prompt]}
-            eps = functional_call(unet, merge(unet, lora), (z_t, t), arguments).sample
-        return (weight * (eps.float() - target).square()).mean()
 
-    optimise("style", list(lora.values()), loss, steps=steps, learning_rate=2e-3, warmup=50, hold=0.4)
-    set_peft_model_state_dict(adapted, {name: value.detach() for name, value in lora.items()}, adapter_name="style")
+def style_pictures(styled: Path, photos: Path, *, steps: int, seed: int) -> StylePictures:
+    """Its data, from two folders of pictures; the numbers likewise."""
+    return StylePictures(
+        root=str(styled),
+        resolution=64,
+        stride=8,
+        margin=8,
+        batch_size=16,
+        steps=steps,
+        val_fraction=1 / 30,
+        default_caption="a photo",
+        scale=(0.01, 0.01),
+        degraded=Degraded(share=0.7, texture_root=str(photos)),
+        seed=seed,
+    )
+
+
+def train_style(args: argparse.Namespace, style: str, bank: Bank) -> dict[str, dict[str, float]]:
+    """Train one LoRA and save it in half precision to ``loras/<style>.safetensors``.
+
+    Returns:
+        Held-out losses by band of t, of the base and of the style.
+    """
+    folders = {kind: args.work / "pictures" / kind for kind in ("photo", style)}
+    for kind, folder in folders.items():
+        if not (folder / METADATA).exists():
+            write_folder(folder, bank[kind])
+    module = style_lora(args.out, style, steps=args.style_steps, rank=args.rank, seed=args.seed)
+    data = style_pictures(folders[style], folders["photo"], steps=args.style_steps, seed=args.seed)
+    fit_style_lora(module, data, precision=args.precision)
+    save_style_lora(
+        args.out / "loras" / f"{style}.safetensors",
+        unet=module.teacher.unet,
+        adapter_name=STYLE,
+        format="diffusers",
+        dtype=torch.float16,
+        metadata={"modelspec.title": style, "modelspec.trigger_phrase": module.prompts.trigger},
+    )
+    bands = [f"{low}-{high}" for low, high in module.bands]
+    ours, base = (dict(zip(bands, losses, strict=True)) for losses in module.held_out_losses())
+    return {"base": base, "style": ours}
 
 
 def half(module: torch.nn.Module) -> torch.nn.Module:
@@ -318,16 +303,6 @@ def save_base(
         requires_safety_checker=False,
     )
     pipeline.save_pretrained(out)
-
-
-def save_style(out: Path, style: str, unet: UNet2DConditionModel) -> None:
-    """The adapter in diffusers' LoRA format, half precision, ``loras/<style>.safetensors``."""
-    state = {k: v.to(torch.float16) for k, v in get_peft_model_state_dict(unet, adapter_name="style").items()}
-    config = unet.peft_config["style"].to_dict()
-    config["target_modules"] = sorted(config["target_modules"])
-    StableDiffusionPipeline.save_lora_weights(
-        out / "loras", unet_lora_layers=state, weight_name=f"{style}.safetensors", unet_lora_adapter_metadata=config
-    )
 
 
 def cached(path: Path, make: Callable[[], Bank]) -> Bank:
@@ -357,7 +332,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--autoencoder-steps", type=int, default=1350)
     parser.add_argument("--base-steps", type=int, default=3200)
     parser.add_argument("--style-steps", type=int, default=1500)
-    parser.add_argument("--rank", type=int, default=12, help="rank of the style LoRAs")
+    parser.add_argument("--rank", type=int, default=24, help="rank of the style LoRAs")
+    parser.add_argument("--precision", default=PRECISION, choices=("32-true", "bf16-mixed"), help="of their training")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args(argv)
@@ -377,29 +353,11 @@ def make_teacher(args: argparse.Namespace) -> None:
         latents = cached(args.work / "latents.pt", lambda: encode_bank(vae, bank))
         unet, text, tokenizer = train_base(latents, schedule, steps=args.base_steps, seed=args.seed)
         save_base(args.work / "base", vae, unet, text, tokenizer)
-    latents = cached(args.work / "latents.pt", dict)
     shutil.copytree(args.work / "base", args.out, dirs_exist_ok=True)
-    base = StableDiffusionPipeline.from_pretrained(args.out, torch_dtype=torch.float32)
-    held, figures = held_out(latents), {}
-    degraded = cached(args.work / "degraded.pt", lambda: encode_degraded(base.vae, bank, SHIPPED, args.seed))
+    figures = {}
     for style in wanted:
-        with torch.no_grad():
-            cond = base.text_encoder(tokenize(base.tokenizer, embedded.style_prompts(style)))[0]
-        adapted = UNet2DConditionModel.from_pretrained(args.out, subfolder="unet", torch_dtype=torch.float32)
-        adapted.add_adapter(
-            LoraConfig(r=args.rank, lora_alpha=args.rank, target_modules=embedded.LORA_TARGETS), "style"
-        )
-        train, test = (
-            (latents[style][:held], degraded[style][:held]),
-            latents[style][held:, :, :LATENT_CROP, :LATENT_CROP],
-        )
-        train_style(base.unet, adapted, cond, *train, schedule, steps=args.style_steps, seed=args.seed)
-        figures[style] = {
-            name: loss_by_t(unet, schedule, test.float(), cond[:1])
-            for name, unet in (("base", base.unet), ("style", adapted))
-        }
+        figures[style] = train_style(args, style, bank)
         log.info("%s: held-out denoising loss by t: %s", style, figures[style])
-        save_style(args.out, style, adapted)
         (args.work / "figures.json").write_text(json.dumps(figures, indent=2))
 
 

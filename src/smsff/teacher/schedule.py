@@ -17,6 +17,9 @@ from smsff.errors import UserError
 
 PredictionType = Literal["epsilon", "v_prediction"]
 
+SMALLEST_ALPHA_BAR = 2.0**-24
+"""Stands for 0, which schedules with zero terminal signal (Lin et al. 2024) end in: x0 stays finite there."""
+
 
 def scaled_linear_betas(num_steps: int = 1000, start: float = 0.00085, end: float = 0.012) -> Tensor:
     """The betas of Stable Diffusion 1.x: linear in sqrt(beta). float64, shape (num_steps,)."""
@@ -39,7 +42,7 @@ class NoiseSchedule(nn.Module):
         prediction_type: what the network predicts, ``epsilon`` or ``v_prediction``.
 
     Raises:
-        UserError: for any other prediction type, and for betas that are not a vector with values in (0, 1).
+        UserError: for any other prediction type, and for betas that are not a vector with values in (0, 1].
     """
 
     betas: Tensor
@@ -53,10 +56,10 @@ class NoiseSchedule(nn.Module):
                 f"the base model must predict one of {', '.join(get_args(PredictionType))}"
             )
         betas = betas.detach().to("cpu", torch.float64)
-        if betas.ndim != 1 or not bool(((betas > 0) & (betas < 1)).all()):
-            raise UserError("teacher: the betas of a noise schedule must be one vector with values in (0, 1)")
+        if betas.ndim != 1 or not bool(((betas > 0) & (betas <= 1)).all()):
+            raise UserError("teacher: the betas of a noise schedule must be one vector with values in (0, 1]")
         self.prediction_type = prediction_type
-        self._exact = (betas, torch.cumprod(1.0 - betas, dim=0))
+        self._exact = (betas, torch.cumprod(1.0 - betas, dim=0).clamp(min=SMALLEST_ALPHA_BAR))
         self.register_buffer("betas", self._exact[0].float(), persistent=False)
         self.register_buffer("alphas_cumprod", self._exact[1].float(), persistent=False)
 

@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from smsff.teacher.condition import Condition
 from smsff.teacher.schedule import NoiseSchedule, cfg
 
 
@@ -18,8 +19,8 @@ class Score(Protocol):
     (z_t, t) are differences of scores up to that factor.
     """
 
-    def __call__(self, z_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-        """eps (B, C, h, w) float32 for z_t (B, C, h, w), t long (B,) and prompt embeddings cond (B, L, D)."""
+    def __call__(self, z_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        """eps (B, C, h, w) float32 for z_t (B, C, h, w), t long (B,) and prompt embeddings of B rows."""
         ...
 
 
@@ -54,8 +55,8 @@ class Teacher(Protocol):
     @property
     def style(self) -> Score: ...
 
-    def encode_prompts(self, prompts: Sequence[str], *, style: bool = False) -> Tensor:
-        """Prompt embeddings (N, L, D), cached by prompt; with ``style`` those that the style score takes."""
+    def encode_prompts(self, prompts: Sequence[str], *, style: bool = False) -> Condition:
+        """Prompt embeddings, one row a prompt, cached by prompt; with ``style`` those that the style score takes."""
         ...
 
     def drop_text_encoder(self) -> None:
@@ -63,16 +64,32 @@ class Teacher(Protocol):
         ...
 
 
-def guided(score: Score, z_t: Tensor, t: Tensor, cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
+def guided(score: Score, z_t: Tensor, t: Tensor, cond: Condition, uncond: Condition, scale: float) -> Tensor:
     """Noise prediction under classifier-free guidance of ``scale`` (1 = conditional only), shape of z_t.
 
     A scale of 1 costs one call on B samples and never touches ``uncond``; any other scale one call on 2B.
 
     Args:
-        z_t: (B, C, h, w); t: (B,); cond: (B, L, D); uncond: (B, L, D) or (1, L, D).
+        z_t: (B, C, h, w); t: (B,); cond: B rows; uncond: B rows or one.
     """
     if scale == 1:
         return score(z_t, t, cond)
-    both = torch.cat([uncond.expand_as(cond), cond])
+    both = Condition.cat([uncond.expand(len(cond)), cond])
     eps_uncond, eps_cond = score(torch.cat([z_t, z_t]), torch.cat([t, t]), both).chunk(2)
     return cfg(eps_cond, eps_uncond, scale)
+
+
+def guided_with_graph(
+    score: Score, z_t: Tensor, t: Tensor, cond: Condition, uncond: Condition, scale: float
+) -> tuple[Tensor, Tensor]:
+    """`guided`, without gradient, and the conditional prediction in it with the graph behind it.
+
+    The conditional half is asked for apart, so that no activations of the other are kept.
+    """
+    with torch.enable_grad():
+        kept = score(z_t, t, cond)
+    eps = kept.detach()
+    if scale == 1:
+        return eps, kept
+    with torch.no_grad():
+        return cfg(eps, score(z_t, t, uncond.expand(len(cond))), scale), kept

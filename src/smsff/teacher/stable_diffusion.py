@@ -1,23 +1,40 @@
-"""The teacher: a frozen Stable-Diffusion-1.x model, and the same model in the wanted style."""
+"""The teacher: a frozen Stable Diffusion model (1.x, 2.x or XL), and the same model in the wanted style."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from smsff.errors import UserError
-from smsff.teacher.components import Source, check_source, load_schedule, load_text, load_unet, load_vae
+from smsff.speed import sent
+from smsff.teacher.components import build_schedule, find_config, load_text, load_unet, load_vae
+from smsff.teacher.condition import Condition
 from smsff.teacher.latent import AutoencoderLatent
-from smsff.teacher.lora import AdapterSwitch, LoraReport, find_lora_file, load_style_lora
+from smsff.teacher.lora import (
+    AdapterSwitch,
+    LoraFile,
+    LoraReport,
+    find_lora_file,
+    inspect_lora,
+    load_style_loras,
+    refuse_other_base,
+)
+from smsff.teacher.pipeline_config import FAMILY_NAMES, PipelineConfig
 from smsff.teacher.prompts import PromptEncoder
 from smsff.teacher.schedule import NoiseSchedule
+from smsff.teacher.skeleton import networks, spelled
+from smsff.teacher.source import Source
 
 Precision = Literal["float32", "bfloat16", "float16"]
+
+logger = logging.getLogger(__name__)
 
 STYLE = "style"
 
@@ -28,12 +45,13 @@ class StableDiffusionTeacher(nn.Module):
     When the style's base model is the base itself, one U-Net serves every score: without adapters it is the base, with
     `style` the style, and with the adapter that `LoraFakeScore` adds the fake. When they differ, `style_unet` is a
     second U-Net, and the prompts of the style score go through that model's own text encoder. Both models have to share
-    one latent space and one noise schedule; the base's auto-encoder and schedule are used.
+    one latent space and the noise levels; the base's auto-encoder and schedule are used. What they predict may differ.
 
     Attributes:
         unet: the base's U-Net; adapters are switched off except within `using` (and so within the scores).
         schedule, latent: noise schedule and `LatentCoder` of the base.
-        lora_report: what was loaded from the LoRA file; None without one.
+        style_schedule: that of `style_unet`, for its prediction type.
+        lora_reports: what was loaded from each LoRA file.
         has_style: whether there is a style at all (a LoRA or a second model).
     """
 
@@ -46,7 +64,8 @@ class StableDiffusionTeacher(nn.Module):
         prompts: PromptEncoder,
         style_unet: UNet2DConditionModel | None = None,
         style_prompts: PromptEncoder | None = None,
-        lora_report: LoraReport | None = None,
+        style_schedule: NoiseSchedule | None = None,
+        lora_reports: Sequence[LoraReport] = (),
     ) -> None:
         super().__init__()
         self.unet = unet
@@ -55,8 +74,9 @@ class StableDiffusionTeacher(nn.Module):
         self.latent = latent
         self.prompts = prompts
         self.style_prompts = style_prompts
-        self.lora_report = lora_report
-        self.has_style = style_unet is not None or lora_report is not None
+        self.style_schedule = style_schedule or schedule
+        self.lora_reports = tuple(lora_reports)
+        self.has_style = style_unet is not None or bool(lora_reports)
         self._switch = AdapterSwitch(unet)
         self.requires_grad_(False).eval()
 
@@ -74,13 +94,13 @@ class StableDiffusionTeacher(nn.Module):
         return self._switch.using(adapter)
 
     @torch.no_grad()
-    def base(self, z_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-        """Noise prediction of the un-adapted model: z_t (B, C, h, w), t (B,), cond (B, L, D) to (B, C, h, w)."""
+    def base(self, z_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        """Noise prediction of the un-adapted model: z_t (B, C, h, w), t (B,), cond of B rows to (B, C, h, w)."""
         with self.using(None):
             return self.predict(self.unet, z_t, t, cond)
 
     @torch.no_grad()
-    def style(self, z_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+    def style(self, z_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """Noise prediction of the model in the style, shapes as `base`."""
         if not self.has_style:
             raise UserError("the teacher has no style: set teacher.lora (or teacher.style_base)")
@@ -89,15 +109,44 @@ class StableDiffusionTeacher(nn.Module):
         with self.using(STYLE):
             return self.predict(self.unet, z_t, t, cond)
 
-    def predict(self, unet: nn.Module, z_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+    def predict(self, unet: nn.Module, z_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """eps, at least float32, by `unet` as its adapters stand; the network runs in its own dtype."""
-        dtype = _frozen_dtype(unet)
-        output = unet(z_t.to(dtype), t, encoder_hidden_states=cond.to(dtype), return_dict=False)[0]
-        wide = torch.promote_types(dtype, torch.float32)
-        return self.schedule.eps_from_prediction(output.to(wide), z_t.to(wide), t)
+        output = self.output(unet, z_t, t, cond)
+        schedule = self.style_schedule if unet is self.style_unet else self.schedule
+        return schedule.eps_from_prediction(output, z_t.to(output.dtype), t)
 
-    def encode_prompts(self, prompts: Sequence[str], *, style: bool = False) -> Tensor:
-        """Prompt embeddings (N, L, D) in float32, each prompt encoded once and cached.
+    def output(
+        self,
+        unet: nn.Module,
+        z_t: Tensor,
+        t: Tensor,
+        cond: Condition,
+        *,
+        weights: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
+        """The network's own prediction, eps or v by ``schedule.prediction_type``; otherwise as `predict`.
+
+        Args:
+            weights: used in this call instead of the parameters of these names.
+        """
+        dtype = _frozen_dtype(unet)
+        options: dict[str, Any] = {"encoder_hidden_states": cond.tokens.to(dtype), "return_dict": False}
+        if cond.pooled is not None:
+            options["added_cond_kwargs"] = {"text_embeds": cond.pooled.to(dtype), "time_ids": self.time_ids(z_t)}
+        inputs = (z_t.to(dtype), t)
+        replaced = None if weights is None else functional_call(unet, dict(weights), inputs, options, tie_weights=False)
+        output = (unet(*inputs, **options) if replaced is None else replaced)[0]
+        return output.to(torch.promote_types(dtype, torch.float32))
+
+    def time_ids(self, z_t: Tensor) -> Tensor:
+        """SDXL's size conditions (B, 6) in pixels: original size, crop and target size of a picture that is shown whole
+        at the size at which it is worked on."""
+        height, width = (side * self.latent.downscale for side in z_t.shape[-2:])
+        ids = torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32)
+        return sent(ids, z_t.device).expand(len(z_t), 6)
+
+    def encode_prompts(self, prompts: Sequence[str], *, style: bool = False) -> Condition:
+        """Prompt embeddings, one row a prompt, in float32; each prompt is encoded once and cached.
 
         Args:
             style: embeddings for the style score: by the text part of the style LoRA where it has one, and by the text
@@ -106,7 +155,7 @@ class StableDiffusionTeacher(nn.Module):
         device = self.schedule.betas.device
         if not style:
             return self.prompts.encode(prompts, device=device)
-        adapter = STYLE if self.lora_report is not None and self.lora_report.adapts_text else None
+        adapter = STYLE if any(report.adapts_text for report in self.lora_reports) else None
         return (self.style_prompts or self.prompts).encode(prompts, device=device, adapter=adapter)
 
     def drop_text_encoder(self) -> None:
@@ -119,9 +168,11 @@ class StableDiffusionTeacher(nn.Module):
 def load_stable_diffusion(
     *,
     base: str,
-    lora: str | None,
+    lora: str | Sequence[Mapping[str, Any]] | None = None,
     style_base: str | None = None,
     lora_strength: float = 1.0,
+    lora_text: bool = True,
+    config: str | None = None,
     dtype: Precision = "float32",
     gradient_checkpointing: bool = True,
     revision: str | None = None,
@@ -131,12 +182,17 @@ def load_stable_diffusion(
     """Load a teacher. What is missing or wrong is found before anything large is read.
 
     Args:
-        base: folder (layout of diffusers) or hub id of the base model, for the base and the fake score.
-        lora: file of the style LoRA; None for a style that is a whole model (`style_base`).
-        style_base: the model that the LoRA was made for, if it is another one than `base`.
-        lora_strength: factor on the LoRA.
-        dtype: of the frozen U-Nets. The auto-encoder stays in float32 (Stable Diffusion's overflows in float16), and so
-            does the text encoder, which runs once.
+        base: the base model, for the base and the fake score: a folder in the layout of diffusers, a single
+            ``.safetensors`` file, or a hub id.
+        lora: file of the style LoRA; or several to be mixed, each ``{path: FILE, strength: NUMBER}`` (1 if left out);
+            None for a style that is a whole model (`style_base`).
+        style_base: the model that the LoRA was made for, if it is another one than `base`; as `base`.
+        lora_strength: factor on the LoRA; on each of several, beside its own.
+        lora_text: whether the part of the LoRA that adapts the text encoders is loaded.
+        config: folder or hub id whose configuration files and tokenizers a single file takes; None takes those that
+            were published with its kind of model, which come with this package.
+        dtype: of the frozen U-Nets. The auto-encoder stays in float32 (Stable Diffusion's and SDXL's overflow in
+            float16), and so do the text encoders, which run once.
         gradient_checkpointing: recompute the image encoder's activations in the backward pass.
         revision, variant: branch and file variant (such as ``fp16``) on the hub; the variant of folders too.
         local_files_only: never ask the hub.
@@ -146,69 +202,90 @@ def load_stable_diffusion(
     """
     if dtype not in get_args(Precision):
         raise UserError(f"teacher.dtype={dtype!r} is not one of {', '.join(get_args(Precision))}")
-    torch_dtype: torch.dtype = getattr(torch, dtype)
     source = Source(base, "teacher.base", revision, variant, local_files_only)
     other = _second_source(source, style_base)
-    check_source(source)
+    settings = None if config is None else Source(config, "teacher.config", None, None, local_files_only)
+    configs = [(one, find_config(one, settings)) for one in (source, other) if one is not None]
+    loras = lora_files(lora, lora_strength)
+    for file in loras:
+        refuse_other_base(inspect_lora(file.path), configs[-1][1].unet, key=configs[-1][0].key)
+    schedules = [build_schedule(config) for _, config in configs]
     if other is not None:
-        check_source(other)
-    lora_file = None if lora is None else find_lora_file(lora)
+        _check_together(other, configs[0][1], configs[1][1], schedules[0], schedules[1])
 
-    schedule = load_schedule(source)
-    unet = load_unet(source, torch_dtype)
-    vae = load_vae(source)
-    text_encoder, tokenizer = load_text(source)
-    _check_fit(source, unet, vae.config.latent_channels, text_encoder.config.hidden_size)
-    style_unet, style_text, style_tokenizer = None, text_encoder, tokenizer
-    if other is not None:
-        style_unet = load_unet(other, torch_dtype)
-        style_text, style_tokenizer = load_text(other)
-        _check_fit(other, style_unet, vae.config.latent_channels, style_text.config.hidden_size)
-        _check_same_schedule(other, schedule)
-    report = None
-    if lora_file is not None:
-        styled = unet if style_unet is None else style_unet
-        report = load_style_lora(styled, style_text, lora_file, adapter_name=STYLE, strength=lora_strength)
+    for one, settled in configs:
+        found = networks(settled, dtype=dtype, vae=one is source)
+        logger.info("%s (%s): %s", one, FAMILY_NAMES[settled.family], spelled(found))
+    loaded = [_load_network(one, config, settings, getattr(torch, dtype)) for one, config in configs]
+    (unet, prompts), (style_unet, style_prompts) = loaded[0], loaded[-1]
+    vae = load_vae(source, configs[0][1])
+    reports = load_style_loras(style_unet, style_prompts.encoders, loras, adapter_name=STYLE, use_text=lora_text)
+    style_prompts.refresh()
     return StableDiffusionTeacher(
         unet=unet,
-        schedule=schedule,
+        schedule=schedules[0],
         latent=AutoencoderLatent(vae, gradient_checkpointing=gradient_checkpointing),
-        prompts=PromptEncoder(text_encoder, tokenizer),
-        style_unet=style_unet,
-        style_prompts=None if other is None else PromptEncoder(style_text, style_tokenizer),
-        lora_report=report,
+        prompts=prompts,
+        style_unet=None if other is None else style_unet,
+        style_prompts=None if other is None else style_prompts,
+        style_schedule=schedules[-1],
+        lora_reports=reports,
     )
+
+
+def lora_files(lora: str | Sequence[Mapping[str, Any]] | None, strength: float) -> tuple[LoraFile, ...]:
+    """``teacher.lora`` as files that exist, each with its own factor times `strength`.
+
+    Raises:
+        UserError: for a missing file, and for an entry of a list that is not {path, strength}.
+    """
+    if lora is None:
+        return ()
+    if isinstance(lora, str):
+        return (LoraFile(find_lora_file(lora), strength),)
+    for entry in lora:
+        if not isinstance(entry, Mapping) or "path" not in entry or entry.keys() - {"path", "strength"}:
+            raise UserError(
+                f"teacher.lora: each of several LoRAs is given as {{path: FILE, strength: NUMBER}}, not {entry}"
+            )
+    return tuple(LoraFile(find_lora_file(one["path"]), strength * float(one.get("strength", 1.0))) for one in lora)
+
+
+def _load_network(
+    source: Source, config: PipelineConfig, settings: Source | None, dtype: torch.dtype
+) -> tuple[UNet2DConditionModel, PromptEncoder]:
+    """The U-Net and what makes its conditions."""
+    encoders, tokenizers = load_text(source, config, settings)
+    prompts = PromptEncoder(encoders, tokenizers, empty_is_zero=config.empty_is_zero)
+    return load_unet(source, config, dtype), prompts
 
 
 def _second_source(source: Source, style_base: str | None) -> Source | None:
     """The style's own base, None where it is the base: no second U-Net is loaded for the same weights."""
-    if style_base is None or style_base == source.name:
+    if style_base is None:
         return None
     other = Source(style_base, "teacher.style_base", None, source.variant, source.local_files_only)
-    same = source.folder is not None and other.folder is not None and source.folder.resolve() == other.folder.resolve()
-    return None if same else other
+    return None if source.same_as(other) else other
 
 
-def _check_fit(source: Source, unet: UNet2DConditionModel, latent_channels: int, text_width: int) -> None:
-    config = unet.config
-    if config.in_channels != latent_channels:
+def _check_together(
+    other: Source, base: PipelineConfig, style: PipelineConfig, schedule: NoiseSchedule, style_schedule: NoiseSchedule
+) -> None:
+    """Scores can be subtracted only where z_t means the same."""
+    if style.unet["in_channels"] != base.unet["in_channels"] or style.downscale != base.downscale:
         raise UserError(
-            f"{source}: the U-Net works on {config.in_channels} channels and the auto-encoder gives "
-            f"{latent_channels}; they do not belong together"
+            f"{other}: works on latents of {style.unet['in_channels']} channels at 1/{style.downscale}, teacher.base "
+            f"on {base.unet['in_channels']} at 1/{base.downscale}; the two must share one latent space"
         )
-    if config.cross_attention_dim != text_width:
+    if (style.family == "sdxl") != (base.family == "sdxl"):
+        names = FAMILY_NAMES[style.family], FAMILY_NAMES[base.family]
         raise UserError(
-            f"{source}: the U-Net expects prompts of width {config.cross_attention_dim} and the text encoder gives "
-            f"{text_width}; they do not belong together"
+            f"{other}: is {names[0]} and teacher.base is {names[1]}, whose latents differ; the two must share one "
+            "latent space"
         )
-
-
-def _check_same_schedule(other: Source, schedule: NoiseSchedule) -> None:
-    """Scores can be subtracted only where z_t means the same; the prediction types have to agree as well."""
-    theirs = load_schedule(other)
-    same = theirs.num_steps == schedule.num_steps and torch.allclose(theirs.betas, schedule.betas)
-    if not same or theirs.prediction_type != schedule.prediction_type:
-        raise UserError(f"{other}: its noise schedule or prediction type differs from that of teacher.base")
+    same = style_schedule.num_steps == schedule.num_steps
+    if not same or not torch.allclose(style_schedule.betas, schedule.betas):
+        raise UserError(f"{other}: its noise levels differ from those of teacher.base")
 
 
 def _frozen_dtype(unet: nn.Module) -> torch.dtype:

@@ -1,0 +1,89 @@
+"""LoRA adapters that are trained: on a U-Net or a text encoder, in float32, from a start that is a pure function."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from smsff.errors import UserError
+from smsff.teacher.lora import AdapterSwitch
+from smsff.teacher.lora_names import weighted_layers
+
+
+def add_lora(
+    model: Any, adapter: str, *, rank: int, alpha: float, target_modules: Sequence[str], seed: int, key: str
+) -> dict[str, nn.Parameter]:
+    """Add a trainable adapter that changes nothing yet: up zero, down uniform as torch initialises a linear layer.
+
+    Adding one touches the other adapters and switches itself on: refresh the model's `AdapterSwitch` afterwards, and
+    freeze what is to be frozen.
+
+    Args:
+        model: a U-Net or text encoder; gets W + alpha / rank * up @ down in the chosen layers.
+        target_modules: names of the layers, or the ends of them (``to_q``, ``to_out.0``, ``conv1``, ``proj_in``);
+            linear layers and convolutions.
+        seed: of the down matrices, which depend on nothing else.
+        key: config key to name in messages; its ``rank`` and ``target_modules`` are meant.
+
+    Returns:
+        The parameters by ``<layer>.lora_A.weight``, in a fixed order.
+
+    Raises:
+        UserError: a name in `target_modules` fits no layer, or a rank below 1.
+    """
+    if rank < 1:
+        raise UserError(f"{key}.rank={rank} must be at least 1")
+    _check_targets(model, target_modules, key)
+    with warnings.catch_warnings():  # peft warns of a second adapter, which is what is wanted here
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+        model.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(target_modules)), adapter)
+    parameters = {n.replace(f".{adapter}.", "."): p for n, p in model.named_parameters() if f".{adapter}." in n}
+    _initialise(parameters, seed)
+    return parameters
+
+
+def checkpointing(switch: AdapterSwitch) -> Callable[..., Any]:
+    """For ``enable_gradient_checkpointing``: recompute a block in the backward pass with the adapter of its forward.
+
+    By the backward pass another adapter may be active, or none.
+    """
+
+    def run(block: nn.Module, *inputs: Any) -> Any:
+        adapter = switch.active
+
+        def contexts() -> tuple[Any, Any]:
+            return switch.using(adapter), switch.using(adapter)
+
+        return checkpoint(block, *inputs, use_reentrant=False, context_fn=contexts)
+
+    return run
+
+
+def _check_targets(model: nn.Module, targets: Sequence[str], key: str) -> None:
+    layers = list(weighted_layers(model))
+    unknown = [target for target in targets if not any(f".{name}".endswith(f".{target}") for name in layers)]
+    if unknown or not targets:
+        parts = [name.split(".") for name in layers]
+        ends = sorted({".".join(part[-2:] if part[-1].isdigit() else part[-1:]) for part in parts})
+        raise UserError(
+            f"{key}.target_modules: {', '.join(unknown) or 'empty'} fits no linear layer or convolution of the "
+            f"{type(model).__name__}; there are {', '.join(ends)}"
+        )
+
+
+def _initialise(parameters: dict[str, nn.Parameter], seed: int) -> None:
+    """float32; up zero, down uniform in ±1/sqrt(fan in), the same on every process whatever was drawn before."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in parameters.items():
+        value = torch.zeros(parameter.shape)
+        if ".lora_A." in name:
+            bound = 1 / math.sqrt(parameter[0].numel())
+            value.uniform_(-bound, bound, generator=generator)
+        parameter.data = value.to(parameter.device)

@@ -1,0 +1,1 @@
+"""Weights: what a configuration needs, fetching it, and what is there before a run."""

@@ -1,0 +1,198 @@
+"""``smsff doctor``: what a training would find missing, in seconds, without loading a weight."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from smsff.errors import UserError
+from smsff.weights.compose import composed, find_conf
+from smsff.weights.fetch import by_hand, has_source, terms
+from smsff.weights.files import spell_size
+from smsff.weights.forecast import forecast, room_problems
+from smsff.weights.machine import describe_machine, hardware_problems, room, runs_on_gpu, versions
+from smsff.weights.manifest import needs, read_lock
+from smsff.weights.status import Status, look
+
+DATA_PATHS = ("root", "path", "texture_root", "photos")
+
+
+def doctor(overrides: Sequence[str], *, conf: str | None = None, verify: bool = False, as_json: bool = False) -> int:
+    """Print what is there and what is missing for a command line.
+
+    Args:
+        overrides: As for train.py.
+        conf: Folder of the configuration; see `find_conf`.
+        verify: Compute the hashes of the weights too.
+        as_json: Print `examine`'s report as JSON.
+
+    Returns:
+        0 if nothing is missing, else 1.
+
+    Raises:
+        UserError: there is no such configuration.
+    """
+    report = examine(composed(find_conf(conf), overrides), overrides=overrides, verify=verify)
+    if as_json:
+        print(json.dumps(report, indent=2))
+    else:
+        console = Console(soft_wrap=True, highlight=False, markup=False)
+        for line in lines(report):
+            console.print(line)
+    return 1 if report["problems"] else 0
+
+
+def examine(plain: Mapping[str, Any], *, overrides: Sequence[str] = (), verify: bool = False) -> dict[str, Any]:
+    """The report on a resolved configuration, as plain containers.
+
+    Args:
+        overrides: Of the command line, for the command that the report proposes.
+        verify: Compute the hashes of the weights too.
+    """
+    locked = read_lock()
+    found = [look(need, locked.get(need.name), verify=verify) for need in needs(plain)]
+    machine = describe_machine()
+    teacher, trainer = plain.get("teacher") or {}, plain.get("trainer") or {}
+    run_dir = room(Path(plain["run_dir"]))
+    loras, lora_problems = _loras(found)
+    memory, unknown = forecast(plain, found, gpus=len(machine["gpus"]))
+    problems = [
+        *(_problem(status, overrides) for status in found if status.state != "there"),
+        *lora_problems,
+        *_data_problems(plain.get("data") or {}),
+        *hardware_problems(machine, trainer, teacher.get("dtype")),
+    ]
+    if memory is not None:
+        problems += room_problems(memory, machine, run_dir, on_gpu=runs_on_gpu(machine, trainer))
+    if run_dir["reason"]:
+        problems.append(f"run_dir={run_dir['path']}: cannot be written in {run_dir['on']} ({run_dir['reason']})")
+    return {
+        "weights": [_weights(status) for status in found],
+        "loras": loras,
+        "memory": memory,
+        "memory_unknown": unknown,
+        "data": dict(plain.get("data") or {}),
+        "run_dir": run_dir,
+        "machine": machine,
+        "asked": {
+            "dtype": teacher.get("dtype"),
+            **{key: trainer.get(key) for key in ("accelerator", "devices", "precision")},
+        },
+        "versions": versions(),
+        "problems": problems,
+    }
+
+
+def _weights(status: Status) -> dict[str, Any]:
+    need, weight = status.need, status.need.weight
+    return {
+        "key": need.key,
+        "name": need.name,
+        "state": status.state,
+        "size": status.size,
+        "hash": status.hash,
+        "revision": status.revision,
+        "reason": status.reason,
+        "source": "hub" if need.hub else weight.source if weight else None,
+        "terms": terms(need),
+    }
+
+
+def _problem(status: Status, overrides: Sequence[str]) -> str:
+    need = status.need
+    if status.state != "missing":
+        mend = "run `smsff fetch` again" if need.hub else f"move {need.path} away and get it again"
+        return f"{need.key}={need.name}: {status.reason}; {mend}"
+    command = " ".join(["smsff fetch", *(f"'{text}'" if " " in text else text for text in overrides)])
+    fetch = f"run `{command}`, or " if has_source(need) else ""
+    return f"{need.key}={need.name}: missing; {fetch}{by_hand(need)}"
+
+
+def _loras(found: Sequence[Status]) -> tuple[list[dict[str, Any]], list[str]]:
+    """What the headers of the LoRA files say, and what is wrong with them or does not fit the base."""
+    from smsff.teacher.lora_info import inspect_lora, refuse_other_base
+
+    bases = {status.need.key: status for status in found}
+    base = bases.get("teacher.style_base") or bases.get("teacher.base")
+    reports, problems = [], []
+    for status in found:
+        if status.need.key == "teacher.lora" and status.state == "there":
+            try:
+                info = inspect_lora(status.need.path)
+                reports.append(info.as_dict())
+                if base is not None and (settings := base.files.get("unet/config.json")):
+                    refuse_other_base(info, json.loads(settings.read_text(encoding="utf-8")), key=base.need.key)
+            except UserError as error:
+                problems.append(str(error))
+    return reports, problems
+
+
+def _data_problems(data: Mapping[str, Any], prefix: str = "data") -> Iterator[str]:
+    """Folders and files of the data, nested ones too, that are still to be named or do not exist."""
+    for key, value in data.items():
+        name = f"{prefix}.{key}"
+        if isinstance(value, Mapping):
+            yield from _data_problems(value, name)
+        elif value == "???":
+            yield f"{name}: no value given; add {name}=... to the command"
+        elif key in DATA_PATHS and isinstance(value, str) and not Path(value).expanduser().exists():
+            yield f"{name}={value}: does not exist (relative to {Path.cwd()})"
+
+
+def lines(report: Mapping[str, Any]) -> Iterator[str]:
+    """The report for people."""
+    hashes = {"verified": "hash verified", "not checked": "hash not checked (--verify)", "unknown": "hash not known"}
+    yield "Weights"
+    for one in report["weights"]:
+        size = spell_size(one["size"]) if one["size"] else "-"
+        note = hashes[one["hash"]] if one["state"] == "there" else (one["reason"] or one["state"])
+        note = "comes with the package" if one["source"] == "package" and one["state"] == "there" else note
+        commit = f", commit {one['revision'][:12]}" if one["revision"] else ""
+        yield f"  {one['state']:<8} {one['key']:<19} {one['name']}  {size}, {note}{commit}; {one['terms']}"
+    for one in report["loras"]:
+        ranks, layers = (
+            ", ".join(map(str, one["ranks"])) or "none",
+            ", ".join(f"{n} in {p}" for p, n in one["layers"].items()),
+        )
+        yield f"  LoRA     {Path(one['path']).name}: {one['format']} {', '.join(one['algorithms'])}, rank {ranks}"
+        yield f"           for {one['family'] or 'a base model that it does not name'}; layers: {layers}"
+    yield from _memory_lines(report["memory"], report["memory_unknown"])
+    machine, asked, run_dir = report["machine"], report["asked"], report["run_dir"]
+    yield "Machine"
+    for gpu in machine["gpus"]:
+        bf16 = "bfloat16" if gpu["bf16"] else "no bfloat16"
+        free = f"{spell_size(gpu['memory'])}, {spell_size(gpu['memory_free'])} free"
+        yield f"  GPU      {gpu['name']}, {free}, compute capability {gpu['capability']}, {bf16}"
+    if not machine["gpus"]:
+        yield "  GPU      none that torch can use"
+    yield f"  CUDA     torch built for {machine['torch_cuda'] or 'none'}, driver {machine['driver'] or 'not found'}"
+    free = f"{spell_size(machine['memory'])} of memory, {spell_size(machine['memory_free'])} free"
+    yield f"  CPU      {machine['cpu_threads']} threads, {free}"
+    yield "  Asked    " + ", ".join(f"{key} {value}" for key, value in asked.items())
+    yield "  Versions " + ", ".join(f"{name} {number or 'MISSING'}" for name, number in report["versions"].items())
+    yield f"  run_dir  {run_dir['path']}: {run_dir['reason'] or 'can be written'}, {spell_size(run_dir['free'])} free"
+    yield "Nothing is missing." if not report["problems"] else f"Missing or wrong: {len(report['problems'])}"
+    for problem in report["problems"]:
+        yield f"  - {problem}"
+
+
+def _memory_lines(memory: Mapping[str, Any] | None, unknown: str | None) -> Iterator[str]:
+    yield "Needs"
+    if memory is None:
+        yield f"  memory   not known: {unknown}"
+        return
+    for one in memory["networks"]:
+        size = f"{one['parameters'] / 1e6:.1f} M parameters, {spell_size(one['bytes'])} ({one['dtype']})"
+        yield f"  network  {one['name']}: {size}"
+    parts = ", ".join(f"{spell_size(memory[key])} {key}" for key in ("frozen", "trained", "step"))
+    pictures = f"{memory['batch']} pictures of {memory['size']} x {memory['size']} pixels"
+    yield f"  memory   about {spell_size(memory['total'])} on each device for {pictures}: {parts}"
+    yield f"  loading  {spell_size(memory['loading'])} more of main memory for the text encoders, before the training"
+    fetch = f"; {spell_size(memory['to_fetch'])} of weights to fetch" if memory["to_fetch"] else ""
+    yield f"  disk     about {spell_size(memory['run'])} for the checkpoints of a run{fetch}"
+    for text in memory["assumed"]:
+        yield f"  assumed  {text}"

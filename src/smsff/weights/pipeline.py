@@ -1,0 +1,103 @@
+"""The folder layout of diffusers: which files loading a pipeline needs, and whether a folder has them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from smsff.weights.files import safetensors_fault
+
+# Part: name of its weights as safetensors, and as a pickle. Safety checkers, feature extractors, formats of other
+# frameworks and the single-file copies that many repositories hold besides are not needed.
+MODELS = {
+    "unet": ("diffusion_pytorch_model", "diffusion_pytorch_model"),
+    "vae": ("diffusion_pytorch_model", "diffusion_pytorch_model"),
+    "text_encoder": ("model", "pytorch_model"),
+    "text_encoder_2": ("model", "pytorch_model"),
+}
+SETTINGS = ("tokenizer", "tokenizer_2", "scheduler")
+ALWAYS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+INDEX = "model_index.json"
+
+
+def needed_files(names: Iterable[str], *, variant: str | None = None, weights: bool = True) -> list[str]:
+    """Those of the files of a repository (paths with ``/``) that loading its pipeline reads, sorted.
+
+    Args:
+        variant: Suffix of the weights to prefer, such as ``fp16``.
+        weights: False for settings and tokenizers alone.
+    """
+    listing = sorted(names)
+    chosen = [name for name in listing if name == INDEX]
+    for part in (*MODELS, *SETTINGS):
+        inside = [name.removeprefix(f"{part}/") for name in listing if name.startswith(f"{part}/")]
+        plain = [n for n in inside if n.endswith((".json", ".txt", ".model")) and ".index." not in n and "/" not in n]
+        tensors = weight_files(inside, part, variant) if weights and part in MODELS else []
+        chosen += [f"{part}/{name}" for name in (*plain, *tensors)]
+    return sorted(chosen)
+
+
+def weight_files(names: Iterable[str], part: str, variant: str | None) -> list[str]:
+    """The weights of one part, with the index of split ones: of the variant if there are any, safetensors first."""
+    names, number = list(names), r"-\d+-of-\d+"
+    for middle in [rf"\.{re.escape(variant)}", ""] if variant else [""]:
+        for stem, kind in zip(MODELS[part], ("safetensors", "bin"), strict=True):
+            whole_or_split = re.compile(rf"{stem}({middle}|{middle}{number}|{number}{middle})\.{kind}")
+            index = re.compile(rf"{stem}\.{kind}\.index{middle}\.json")
+            if found := [name for name in names if whole_or_split.fullmatch(name)]:
+                return found + [name for name in names if index.fullmatch(name)]
+    return []
+
+
+def folder_fault(folder: Path, *, variant: str | None = None, weights: bool = True) -> str | None:
+    """What a pipeline folder lacks, in a few words; None if all parts are there and whole, by names and headers."""
+    index = _read(folder / INDEX) or {}
+    listed = [part for part in (*MODELS, *SETTINGS) if part in ALWAYS or index.get(part) not in (None, [None, None])]
+    for part in listed:
+        inside = folder / part
+        if not inside.is_dir():
+            return f"the part {part} is missing"
+        names = [path.name for path in inside.iterdir()]
+        if part in SETTINGS:
+            if not any(name.endswith(".json") for name in names):
+                return f"{part} is empty"
+            continue
+        if "config.json" not in names:
+            return f"{part}/config.json is missing"
+        tensors = weight_files(names, part, variant) if weights else []
+        if weights and not tensors:
+            return f"{part} has no weights" + (f" of the variant {variant}" if variant else "")
+        if fault := _weights_fault(inside, tensors):
+            return f"{part}: {fault}"
+    return None
+
+
+def _weights_fault(folder: Path, names: list[str]) -> str | None:
+    indices = [name for name in names if name.endswith(".json")]
+    if not indices and any(re.search(r"-\d+-of-\d+", name) for name in names):
+        return "the index of its split weights is missing"
+    for index in indices:
+        shards = set(((_read(folder / index) or {}).get("weight_map") or {}).values())
+        if absent := sorted(shard for shard in shards if not (folder / shard).exists()):
+            return f"{absent[0]} is missing"
+    for name in names:
+        if name.endswith(".safetensors") and (fault := safetensors_fault(folder / name)):
+            return f"{name} is not whole ({fault})"
+    return None
+
+
+def folder_files(folder: Path, *, variant: str | None = None, weights: bool = True) -> dict[str, Path]:
+    """The needed files of a pipeline folder by their names in it."""
+    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    return {name: folder / name for name in needed_files(names, variant=variant, weights=weights)}
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None

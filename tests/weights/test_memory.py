@@ -1,0 +1,173 @@
+"""What is predicted from configurations against what a real step keeps, on small pipelines."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from smsff.generator.unet import UNetGenerator
+from smsff.teacher.components import find_config
+from smsff.teacher.fake_score import LoraFakeScore
+from smsff.teacher.families import family_config
+from smsff.teacher.source import Source
+from smsff.teacher.stable_diffusion import load_stable_diffusion
+from smsff.weights.memory import Adapter, Live, MemoryEstimate, Numerics, predict
+
+Families = Callable[..., Path]
+SIZE, BATCH = (64, 96), 2
+TARGETS = ("to_q", "to_v", "conv1")
+
+
+def small_generator() -> nn.Module:
+    return UNetGenerator(widths=(8, 8), encoder_blocks=(1, 1), decoder_blocks=(1,))
+
+
+def estimate(folder: Path, *, checkpointing: bool, **options: Any) -> MemoryEstimate:
+    arguments: dict[str, Any] = {
+        "batch": BATCH,
+        "size": SIZE,
+        "dtype": "float32",
+        "adapter": Adapter(rank=4, target_modules=TARGETS, gradient_checkpointing=checkpointing),
+        "generator": small_generator,
+        "gradient_checkpointing": checkpointing,
+        **options,
+    }
+    return predict(find_config(Source(str(folder), "teacher.base")), **arguments)
+
+
+@functools.cache
+def usual(folder: Path, checkpointing: bool) -> MemoryEstimate:
+    return estimate(folder, checkpointing=checkpointing)
+
+
+class RealStep:
+    """The same step on real tensors."""
+
+    def __init__(self, folder: Path, *, checkpointing: bool) -> None:
+        self.teacher = load_stable_diffusion(base=str(folder), lora=None, gradient_checkpointing=checkpointing)
+        self.fake = LoraFakeScore(self.teacher, rank=4, target_modules=TARGETS, gradient_checkpointing=checkpointing)
+        self.generator = small_generator()
+        self.cond = self.teacher.encode_prompts(["a"] * BATCH)
+        self.x = torch.rand(BATCH, 3, *SIZE)
+
+    def forward(self) -> Tensor:
+        z = self.teacher.latent.encode(self.generator(self.x))
+        rows = z.detach()
+        t = torch.tensor([10, 700])
+        return z.square().mean() + self.fake.loss(rows, torch.randn_like(rows), t, self.cond).mean()
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        return [self.teacher, self.generator]
+
+
+@pytest.mark.parametrize("family", ["sd1", pytest.param("sd2", marks=pytest.mark.slow), "sdxl"])
+def test_what_the_backward_pass_needs_is_predicted(family: str, family_pipeline: Families) -> None:
+    folder = family_pipeline(family)
+    step = RealStep(folder, checkpointing=False)
+    weights = {t.untyped_storage().data_ptr() for m in step.modules for t in (*m.parameters(), *m.buffers())}
+    saved: dict[int, Any] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            saved[storage.data_ptr()] = storage  # kept, so that no address is used twice
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        step.forward()
+    counted = sum(storage.nbytes() for storage in saved.values())
+    assert usual(folder, False).kept == pytest.approx(counted, rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("family", "checkpointing"),
+    [
+        ("sd1", True),
+        pytest.param("sd1", False, marks=pytest.mark.slow),
+        pytest.param("sdxl", True, marks=pytest.mark.slow),
+        pytest.param("sdxl", False, marks=pytest.mark.slow),
+    ],
+)
+def test_the_most_that_is_alive_at_once_is_predicted(
+    family: str, checkpointing: bool, family_pipeline: Families
+) -> None:
+    folder = family_pipeline(family)
+    step = RealStep(folder, checkpointing=checkpointing)
+    with Live(step.modules) as live:
+        step.forward().backward()
+    assert usual(folder, checkpointing).step == pytest.approx(live.peak, rel=0.15)
+
+
+def test_weights_by_network_and_dtype() -> None:
+    """Of the published models: sizes that everybody can look up."""
+    options: dict[str, Any] = {"batch": 1, "size": (64, 64), "adapter": None}
+    xl = predict(family_config("sdxl"), dtype="bfloat16", **options)
+    sizes = {n.name: (n.parameters, n.dtype, n.bytes) for n in xl.networks}
+    assert sizes["U-Net"] == (2_567_463_684, "bfloat16", 2 * 2_567_463_684)
+    assert sizes["auto-encoder"] == (83_653_863, "float32", 4 * 83_653_863)
+    assert sizes["text encoder 1"][0] == 123_060_480
+    assert sizes["text encoder 2"][0] == 694_659_840
+    assert xl.frozen == 2 * 2_567_463_684 + 4 * 83_653_863
+    assert xl.loading == 4 * (123_060_480 + 694_659_840)
+    assert xl.trained == 0
+    kept = predict(family_config("sd1"), dtype="float32", keep_text=True, style_base=family_config("sd1"), **options)
+    assert kept.frozen == 4 * (2 * 859_520_964 + 83_653_863 + 2 * 123_060_480)
+    assert [n.name for n in kept.networks][3:] == ["style's U-Net", "style's text encoder"]
+    without = predict(family_config("sd1"), dtype="float32", decoder=False, **options)
+    assert without.frozen == 4 * (859_520_964 + 34_163_664)
+
+
+@pytest.mark.slow
+def test_more_of_everything_needs_more(family_pipeline: Families) -> None:
+    folder = family_pipeline("sd1")
+    plain = usual(folder, True)
+    assert plain.step < usual(folder, False).step
+    assert plain.total == plain.frozen + plain.trained + plain.step
+    larger = estimate(folder, checkpointing=True, batch=2 * BATCH, size=(128, 96), processes=2)
+    assert larger.step - plain.trained_gradients == pytest.approx(4 * plain.step, rel=0.15)
+    half = estimate(folder, checkpointing=True, dtype="bfloat16", mixed=True, through_decoder=True)
+    shared = estimate(folder, checkpointing=False, through_decoder=True, share_draw=True)
+    assert shared.step >= estimate(folder, checkpointing=False, through_decoder=True).step
+    assert half.step < 0.9 * plain.step
+    assert half.frozen < plain.frozen
+    big = Adapter(rank=8, target_modules=TARGETS, gradient_checkpointing=True, draws=4)
+    more = estimate(folder, checkpointing=True, adapter=big, style_lora=1000, doubled=True)
+    assert more.trained > plain.trained
+    assert more.frozen == plain.frozen + 4000
+    assert more.kept > plain.kept
+
+
+def test_adamw_holds_two_moments_of_every_trained_weight(family_pipeline: Families) -> None:
+    folder = family_pipeline("sd1")
+    step = RealStep(folder, checkpointing=False)
+    adapters = [p for _, p in step.fake.trainable_parameters()]
+    generator = list(step.generator.parameters())
+    optimizer = torch.optim.AdamW([*adapters, *generator])
+    step.forward().backward()
+    optimizer.step()
+    moments = sum(v.nbytes for s in optimizer.state.values() for v in s.values() if v.ndim)
+    weights = sum(p.nbytes for p in [*adapters, *generator])
+    average = sum(p.nbytes for p in generator)
+    assert usual(folder, False).trained == weights + moments + average
+
+
+def test_mixed_precision_casts_as_autocast_does() -> None:
+    """Dtypes of the results of each kind of layer, against torch's own autocast on the CPU where both cast."""
+    layers = {"linear": nn.Linear(8, 8), "convolution": nn.Conv2d(8, 8, 3, padding=1)}
+    inputs = {"linear": torch.randn(2, 8), "convolution": torch.randn(2, 8, 4, 4)}
+    for name, layer in layers.items():
+        with torch.autocast("cpu", torch.bfloat16):
+            wanted = layer(inputs[name]).dtype
+        with Numerics(torch.bfloat16):
+            assert layer(inputs[name]).dtype == wanted == torch.bfloat16
+    with Numerics(torch.bfloat16):
+        assert nn.GroupNorm(2, 8)(torch.randn(2, 8, 4, 4).bfloat16()).dtype == torch.float32
+    with Numerics():
+        assert layers["linear"](inputs["linear"]).dtype == torch.float32

@@ -1,0 +1,160 @@
+"""Which files of a pipeline are read, by listings as the hub has them, and what a folder lacks."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from smsff.weights.pipeline import folder_fault, folder_files, needed_files
+
+SD15 = [
+    ".gitattributes",
+    "README.md",
+    "feature_extractor/preprocessor_config.json",
+    "model_index.json",
+    "safety_checker/config.json",
+    "safety_checker/model.safetensors",
+    "safety_checker/pytorch_model.bin",
+    "scheduler/scheduler_config.json",
+    "text_encoder/config.json",
+    "text_encoder/model.fp16.safetensors",
+    "text_encoder/model.safetensors",
+    "text_encoder/pytorch_model.bin",
+    "text_encoder/pytorch_model.fp16.bin",
+    "tokenizer/merges.txt",
+    "tokenizer/special_tokens_map.json",
+    "tokenizer/tokenizer_config.json",
+    "tokenizer/vocab.json",
+    "unet/config.json",
+    "unet/diffusion_pytorch_model.bin",
+    "unet/diffusion_pytorch_model.fp16.bin",
+    "unet/diffusion_pytorch_model.fp16.safetensors",
+    "unet/diffusion_pytorch_model.non_ema.safetensors",
+    "unet/diffusion_pytorch_model.safetensors",
+    "v1-5-pruned-emaonly.safetensors",
+    "v1-5-pruned.ckpt",
+    "v1-inference.yaml",
+    "vae/config.json",
+    "vae/diffusion_pytorch_model.bin",
+    "vae/diffusion_pytorch_model.fp16.safetensors",
+    "vae/diffusion_pytorch_model.safetensors",
+]
+SETTINGS = [
+    "model_index.json",
+    "scheduler/scheduler_config.json",
+    "text_encoder/config.json",
+    "tokenizer/merges.txt",
+    "tokenizer/special_tokens_map.json",
+    "tokenizer/tokenizer_config.json",
+    "tokenizer/vocab.json",
+    "unet/config.json",
+    "vae/config.json",
+]
+
+
+def test_one_form_of_each_weight_and_no_other_part() -> None:
+    assert needed_files(SD15) == sorted(
+        [
+            *SETTINGS,
+            "text_encoder/model.safetensors",
+            "unet/diffusion_pytorch_model.safetensors",
+            "vae/diffusion_pytorch_model.safetensors",
+        ]
+    )
+
+
+def test_the_variant_where_there_is_one() -> None:
+    listing = [name for name in SD15 if name != "vae/diffusion_pytorch_model.fp16.safetensors"]
+    assert set(needed_files(listing, variant="fp16")) - set(SETTINGS) == {
+        "text_encoder/model.fp16.safetensors",
+        "unet/diffusion_pytorch_model.fp16.safetensors",
+        "vae/diffusion_pytorch_model.safetensors",
+    }
+
+
+def test_pickles_only_without_safetensors_and_both_encoders_of_sdxl() -> None:
+    listing = ["unet/config.json", "unet/diffusion_pytorch_model.bin", "text_encoder_2/config.json"]
+    listing += ["text_encoder_2/model.safetensors", "tokenizer_2/vocab.json", "text_encoder_2/openvino_model.bin"]
+    listing += ["vae_1_0/diffusion_pytorch_model.safetensors", "unet/model.onnx"]
+    assert needed_files(listing) == [
+        "text_encoder_2/config.json",
+        "text_encoder_2/model.safetensors",
+        "tokenizer_2/vocab.json",
+        "unet/config.json",
+        "unet/diffusion_pytorch_model.bin",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("variant", "names"),
+    [
+        (
+            None,
+            ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json"],
+        ),
+        ("fp16", ["model-00001-of-00001.fp16.safetensors", "model.safetensors.index.fp16.json"]),
+        ("fp16", ["model.fp16-00001-of-00001.safetensors", "model.safetensors.index.fp16.json"]),
+    ],
+)
+def test_split_weights_with_their_index(variant: str | None, names: list[str]) -> None:
+    listing = [f"text_encoder/{name}" for name in ("config.json", *names)]
+    assert needed_files([*listing, "text_encoder/pytorch_model.bin.index.json"], variant=variant) == sorted(listing)
+
+
+@pytest.fixture
+def folder(tiny_base: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_base, tmp_path / "pipeline"))
+
+
+def test_a_whole_folder_has_no_fault(folder: Path) -> None:
+    assert folder_fault(folder) is None
+    assert {name.partition("/")[0] for name in folder_files(folder)} == {
+        *("model_index.json", "scheduler", "text_encoder", "tokenizer", "unet", "vae")
+    }
+    (folder / "model_index.json").unlink()
+    assert folder_fault(folder) is None
+
+
+def test_the_index_says_which_parts_there_are(folder: Path) -> None:
+    index = json.loads((folder / "model_index.json").read_text())
+    index |= {"text_encoder_2": ["transformers", "CLIPTextModel"], "safety_checker": [None, None]}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    assert folder_fault(folder) == "the part text_encoder_2 is missing"
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-5])
+
+
+def split(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+
+
+def split_with_index(folder: Path) -> None:
+    split(folder)
+    shards = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+
+
+@pytest.mark.parametrize(
+    ("harm", "fault"),
+    [
+        (lambda f: shutil.rmtree(f / "vae"), "the part vae is missing"),
+        (lambda f: (f / "unet/config.json").unlink(), "unet/config.json is missing"),
+        (lambda f: (f / "scheduler/scheduler_config.json").unlink(), "scheduler is empty"),
+        (lambda f: (f / "text_encoder/model.safetensors").unlink(), "text_encoder has no weights"),
+        (
+            lambda f: cut(f / "unet/diffusion_pytorch_model.safetensors"),
+            "unet: diffusion_pytorch_model.safetensors is not",
+        ),
+        (lambda f: split(f / "text_encoder"), "text_encoder: the index of its split weights is missing"),
+        (lambda f: split_with_index(f / "text_encoder"), "text_encoder: model-00002-of-00002.safetensors is missing"),
+    ],
+)
+def test_what_a_folder_lacks_is_named(folder: Path, harm: Callable[[Path], None], fault: str) -> None:
+    harm(folder)
+    assert (folder_fault(folder) or "").startswith(fault)
