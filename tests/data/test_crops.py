@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor
 
-from smsff.data.crops import random_crop, resize, shrink_to, to_signed
+from smsff.data.crops import random_window, resize, shrink_to, to_signed
 from smsff.randomness import keyed_generator
 
 
@@ -18,9 +20,9 @@ def ramp(height: int, width: int) -> Tensor:
 
 
 def crops(image: Tensor, count: int = 200, **options: object) -> list[Tensor]:
-    defaults = {"size": 16, "scale": (0.5, 1.0), "flip": False}
+    wanted: dict[str, Any] = {"size": 16, "scale": (0.5, 1.0), "flip": False, **options}
     generators = [keyed_generator(0, "crop", i, 0) for i in range(count)]
-    return [random_crop(image, **{**defaults, **options}, generator=g) for g in generators]  # type: ignore[arg-type]
+    return [random_window(image, **wanted, generator=g).cut(image, wanted["size"]) for g in generators]
 
 
 def test_range_and_shape() -> None:
@@ -59,6 +61,16 @@ def test_images_are_enlarged_only_if_smaller_than_the_crop() -> None:
     for shape in ((8, 9), (1, 1), (1, 40)):
         small = torch.full((3, *shape), 7, dtype=torch.uint8)
         assert torch.equal(crops(small, count=1)[0], to_signed(torch.full((3, 16, 16), 7, dtype=torch.uint8)))
+
+
+def test_pixels_are_enlarged_as_far_as_allowed() -> None:
+    image = torch.zeros(3, 300, 400, dtype=torch.uint8)
+    draws = [torch.Generator().manual_seed(i) for i in range(200)]
+    sides = [
+        random_window(image, size=96, scale=(0.1, 0.5), flip=False, generator=one, enlarge=1.5).side for one in draws
+    ]
+    assert min(sides) == 64
+    assert 140 < max(sides) <= 150
 
 
 def test_flip_mirrors_half_and_changes_nothing_else() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import pickle
 from collections import Counter
 from pathlib import Path
@@ -15,7 +16,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 from torch import Tensor
 
-from smsff.data.datamodule import BatchDraws, ImageDataModule, image_index
+from smsff.data.datamodule import BatchDraws, ImageDataModule, end_with, image_index
 from smsff.errors import UserError
 
 Record = tuple[list[int], list[int], list[int], float, list[str]]
@@ -210,7 +211,7 @@ def test_bundled_photos() -> None:
     module = ImageDataModule(crop_size=32, batch_size=2, steps=2, default_caption="a photo")
     module.setup("fit")
     assert module.summary() == {
-        "train_images": 11, "val_images": 1, "test_images": 2, "captions": 1, "unreadable_images": 0
+        "train_images": 6, "val_images": 1, "test_images": 2, "captions": 1, "unreadable_images": 0, "bad_captions": 0
     }  # fmt: skip
     assert [batch["name"] for batch in module.test_dataloader()] == [["chelsea.jpg"], ["coffee.jpg"]]
     (flower,) = list(module.val_dataloader())
@@ -231,7 +232,7 @@ def test_images_lost_during_the_run_are_named_once(
     damaged = (tmp_path / "3.png").read_bytes()[:-20]
     (tmp_path / "3.png").write_bytes(damaged)
     with caplog.at_level(logging.WARNING):
-        module = data(tmp_path, num_workers=workers, cache_mb=cache_mb)
+        module = data(tmp_path, num_workers=workers, cache_mb=cache_mb, max_unreadable_share=0.4)
         assert list(module.unreadable) == ["0.png"]
         model = fit(module, tmp_path / "run", max_steps=12)
     assert list(module.unreadable) == ["0.png", "3.png"]
@@ -249,7 +250,7 @@ def test_of_very_many_unreadable_images_the_first_are_named(tmp_path: Path, capl
     for i in range(50):
         (tmp_path / f"bad{i}.png").touch()
     with caplog.at_level(logging.WARNING):
-        assert data(tmp_path).summary()["unreadable_images"] == 50
+        assert data(tmp_path, max_unreadable_share=1).summary()["unreadable_images"] == 50
     assert len(caplog.records) == 21
     assert "30 more" in caplog.text
 
@@ -269,11 +270,24 @@ def test_of_very_many_unreadable_images_the_first_are_named(tmp_path: Path, capl
         ("scale", (0.5,)),
         ("cache_mb", -1),
         ("val_max_side", 0),
+        ("max_pixels", 0),
+        ("max_unreadable_share", -0.1),
+        ("max_unreadable_share", 1.1),
+        ("worker_timeout", 0),
     ],
 )
 def test_options_out_of_range_name_the_key(photos: Path, key: str, value: object) -> None:
     with pytest.raises(UserError, match=rf"data\.{key}: must be .*got"):
         data(photos, **{key: value})
+
+
+@pytest.mark.parametrize(("parent", "status"), [(os.getpid(), 7), (1, 1)])
+def test_a_worker_whose_training_is_gone_before_it_starts_ends(parent: int, status: int) -> None:
+    child = os.fork()
+    if child == 0:
+        end_with(parent, 0)
+        os._exit(7)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == status
 
 
 def test_samples_can_be_sent_to_spawned_workers(photos: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -28,13 +31,39 @@ def shrink_to(image: Tensor, max_side: int) -> Tensor:
     return resize(image, max(1, round(height * factor)), max(1, round(width * factor)))
 
 
-def random_crop(
-    image: Tensor, *, size: int, scale: tuple[float, float], flip: bool, generator: torch.Generator
-) -> Tensor:
-    """A random square window of an image, resized to ``size`` and perhaps mirrored.
+@dataclass(frozen=True)
+class Window:
+    """A square part of an image in pixels, perhaps mirrored left and right."""
 
-    The side of the window is a fraction of the image's shorter side, uniform in ``scale``. It is never smaller than
-    ``size`` pixels where the image allows that, so images are enlarged only if they are smaller than the crop.
+    top: int
+    left: int
+    side: int
+    mirrored: bool
+
+    def cut(self, image: Tensor, size: int) -> Tensor:
+        """The window of (3, H, W) uint8 as (3, size, size) float32 in [-1, 1]."""
+        crop = resize(image[:, self.top : self.top + self.side, self.left : self.left + self.side], size, size)
+        return to_signed(crop.flip(-1) if self.mirrored else crop)
+
+    def fractions(self, image: Tensor) -> tuple[float, ...]:
+        """Top, left, height and width as fractions of the image (3, H, W), and 1 if mirrored, else 0."""
+        height, width = image.shape[1:]
+        return self.top / height, self.left / width, self.side / height, self.side / width, float(self.mirrored)
+
+
+def random_window(
+    image: Tensor,
+    *,
+    size: int,
+    scale: tuple[float, float],
+    flip: bool,
+    generator: torch.Generator,
+    enlarge: float = 1.0,
+) -> Window:
+    """A random square window of an image, to be resized to ``size`` and perhaps mirrored.
+
+    The side of the window is a fraction of the image's shorter side, uniform in ``scale``. Where the image allows
+    that, it is not so small that its pixels are enlarged more than ``enlarge`` times.
 
     Args:
         image: (3, H, W) uint8.
@@ -42,15 +71,12 @@ def random_crop(
         scale: Lowest and highest fraction of the shorter side, 0 < low <= high <= 1; (1, 1) is the largest square.
         flip: Mirror left and right in half of the cases.
         generator: Always gives four numbers, so that one option does not change the draws of another.
-
-    Returns:
-        (3, size, size) float32 in [-1, 1].
+        enlarge: 1 enlarges images only if they are smaller than the crop; more than 1 also shows soft edges.
     """
     fraction, down, right, mirror = torch.rand(4, generator=generator, dtype=torch.float64).tolist()
     height, width = image.shape[1:]
     short = min(height, width)
     side = round(short * (scale[0] + (scale[1] - scale[0]) * fraction))
-    side = max(side, min(size, short))
+    side = max(side, min(math.ceil(size / enlarge), short))
     top, left = int(down * (height - side + 1)), int(right * (width - side + 1))
-    crop = resize(image[:, top : top + side, left : left + side], size, size)
-    return to_signed(crop.flip(-1) if flip and mirror < 0.5 else crop)
+    return Window(top, left, side, flip and mirror < 0.5)

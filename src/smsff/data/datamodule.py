@@ -7,8 +7,9 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -17,8 +18,11 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from smsff.data.crops import random_crop, shrink_to, to_signed
+from smsff.data.captions import Problems
+from smsff.data.crops import random_window, shrink_to, to_signed
+from smsff.data.fingerprint import DataState, fingerprint, warn_of
 from smsff.data.folder import BUNDLED, ImageFolder, split_by_name
+from smsff.data.images import MAX_PIXELS
 from smsff.errors import UserError
 from smsff.randomness import keyed_generator
 
@@ -76,20 +80,35 @@ class TrainingCrops(Dataset[dict[str, Any]]):
         *,
         crop_size: int,
         scale: tuple[float, float],
+        enlarge: float = 1.0,
         flip: bool,
         seed: int,
         global_batch: int,
     ) -> None:
         self.folder, self.crop_size, self.scale, self.flip = folder, crop_size, scale, flip
+        self.enlarge = enlarge
         self.seed, self.global_batch = seed, global_batch
 
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
         wanted = image_index(draw, seed=self.seed, count=len(self.folder), global_batch=self.global_batch)
         image, index, unreadable = self.folder.load_or_next(wanted)
         generator = keyed_generator(self.seed, "crop", *draw)
-        crop = random_crop(image, size=self.crop_size, scale=self.scale, flip=self.flip, generator=generator)
-        caption = self.folder.captions[index]
-        return {"image": crop, "caption": caption, "index": index, "draw": draw, "unreadable": unreadable}
+        window = random_window(
+            image,
+            size=self.crop_size,
+            scale=self.scale,
+            flip=self.flip,
+            generator=generator,
+            enlarge=self.enlarge,
+        )
+        return {
+            "image": window.cut(image, self.crop_size),
+            "caption": self.folder.captions[index],
+            "index": index,
+            "window": window.fractions(image),
+            "draw": draw,
+            "unreadable": unreadable,
+        }
 
 
 class WholeImages(Dataset[dict[str, Any]]):
@@ -123,7 +142,14 @@ def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "position": torch.tensor([sample["draw"][1] for sample in samples]),
         "iteration": torch.tensor([sample["draw"][0] for sample in samples]),
         "unreadable": unreadable,
+        **({"window": torch.tensor([sample["window"] for sample in samples])} if "window" in samples[0] else {}),
     }
+
+
+def end_with(parent: int, worker: int) -> None:
+    """In a loader process at its start: end if the training is gone already. torch looks after that from then on."""
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 class ResumableLoader(DataLoader[dict[str, Any]]):
@@ -140,9 +166,9 @@ class ImageDataModule(LightningDataModule):
     """Photos of a folder (or the bundled ones): random crops to train on, whole images to look at.
 
     Training batches: ``image`` (B, 3, S, S) float32 in [-1, 1]; ``caption`` B strings; ``index`` (B,) long, index of
-    the image in ``train``; ``position`` (B,) long, position in the global batch; ``iteration`` (B,) long, the
-    micro-batch counted from the start of the training. Validation and test batches hold one whole image: ``image``
-    (1, 3, H, W), ``caption`` [string], ``name`` [string].
+    the image in ``train``; ``window`` (B, 5), the part of it that is shown (`Window.fractions`); ``position`` (B,)
+    long, position in the global batch; ``iteration`` (B,) long, the micro-batch counted from the start of the training.
+    Validation and test batches hold one whole image: ``image`` (1, 3, H, W), ``caption`` [string], ``name`` [string].
 
     The trainer must have ``use_distributed_sampler=False``; every process validates on all images.
 
@@ -150,6 +176,8 @@ class ImageDataModule(LightningDataModule):
         train, val, test: The three ``ImageFolder``s; ``val`` and ``test`` may be empty. ``test`` is ``val`` for a
             folder of one's own; the bundled photos have test photos apart.
         unreadable: Reason by name of every image that could not be read so far.
+        bad_captions: The same of captions, by file and line.
+        found: Images in the folder, those that cannot be read included.
     """
 
     def __init__(
@@ -164,9 +192,13 @@ class ImageDataModule(LightningDataModule):
         default_caption: str = "",
         flip: bool = True,
         scale: Sequence[float] = (0.5, 1.0),
+        enlarge: float = 1.0,
         seed: int = 0,
         cache_mb: float = 512,
         val_max_side: int = 1024,
+        max_pixels: int = MAX_PIXELS,
+        max_unreadable_share: float = 0.1,
+        worker_timeout: float = 600,
     ) -> None:
         """Check the options and scan the folder.
 
@@ -181,12 +213,18 @@ class ImageDataModule(LightningDataModule):
             default_caption: For images without a caption.
             flip: Mirror half of the crops.
             scale: Range of the side of the crop window as a fraction of the image's shorter side.
+            enlarge: How many times larger than in the image a pixel of a crop may at most be.
             seed: Of the order and the crops.
             cache_mb: Keep the decoded images in memory if they need at most so many MB, in each process.
             val_max_side: Validation images are scaled down to this length of the longer side.
+            max_pixels: Images with more pixels are left out, by their header: a small file can claim to be any size.
+            max_unreadable_share: Images that cannot be read, and captions, are left out and named; above this share of
+                all images the run stops.
+            worker_timeout: Seconds to wait for a batch of a loader process, before the run stops.
 
         Raises:
-            UserError: For an option out of range or a folder without images; names the key.
+            UserError: For an option out of range, a folder without images or with too many that cannot be read; names
+                the key.
         """
         super().__init__()
         _require(crop_size >= 1, "data.crop_size", crop_size, "at least 1")
@@ -199,19 +237,33 @@ class ImageDataModule(LightningDataModule):
         _require(cache_mb >= 0, "data.cache_mb", cache_mb, "0 or more")
         _require(val_max_side >= 1, "data.val_max_side", val_max_side, "at least 1")
         self.crop_size, self.batch_size, self.steps, self.num_workers = crop_size, batch_size, steps, num_workers
+        _require(enlarge >= 1, "data.enlarge", enlarge, "at least 1")
+        self.enlarge = enlarge
         self.flip, self.scale, self.seed = flip, (float(scale[0]), float(scale[1])), seed
+        _require(max_pixels >= 1, "data.max_pixels", max_pixels, "at least 1")
+        _require(worker_timeout > 0, "data.worker_timeout", worker_timeout, "more than 0")
+        _require(0 <= max_unreadable_share <= 1, "data.max_unreadable_share", max_unreadable_share, "from 0 to 1")
         self.cache_mb, self.val_max_side = cache_mb, val_max_side
+        self.max_unreadable_share, self.worker_timeout = max_unreadable_share, worker_timeout
+        self.bad_captions: dict[str, str] = {}
         self.unreadable: dict[str, str] = {}
+        self._state: DataState | None = None
         if root is None:
             parts = [ImageFolder(BUNDLED / part, default_caption=default_caption) for part in ("train", "val", "test")]
             self.train, self.val, self.test = parts
+            self.found = sum(map(len, parts))
         else:
-            folder = ImageFolder(root, default_caption=default_caption)
+            folder = ImageFolder(root, default_caption=default_caption, max_pixels=max_pixels)
+            self.found = len(folder) + len(folder.unreadable)
             names = [folder.name(i) for i in range(len(folder))]
             train, val = split_by_name(names, val_fraction)
             self.train, self.val = folder.subset(train), folder.subset(val)
             self.test = self.val
             self._note(folder.unreadable, same_everywhere=True)
+            self._note_captions(folder.problems)
+            small = sum(min(size) < crop_size for size in folder.sizes)
+            if small and getattr(rank_zero_only, "rank", 0) == 0:
+                log.warning("data.crop_size=%d: %d images are smaller and are enlarged", crop_size, small)
 
     def setup(self, stage: str) -> None:
         """Decode a small folder into memory, once, before the workers start."""
@@ -226,6 +278,7 @@ class ImageDataModule(LightningDataModule):
             self.train,
             crop_size=self.crop_size,
             scale=self.scale,
+            enlarge=self.enlarge,
             flip=self.flip,
             seed=self.seed,
             global_batch=processes * self.batch_size,
@@ -244,9 +297,35 @@ class ImageDataModule(LightningDataModule):
         self._note(batch.pop("unreadable", {}), same_everywhere=False)
         return batch
 
+    def picture(self, index: int, max_side: int) -> Tensor:
+        """Training image `index`, whole, (3, H, W) in [-1, 1], scaled down to this length of the longer side."""
+        image, _, _ = self.train.load_or_next(index)
+        return to_signed(shrink_to(image, max_side))
+
     def captions(self) -> list[str]:
         """The distinct captions of all three parts, sorted: what the text encoder has to encode."""
         return sorted({caption for part in (self.train, self.val, self.test) for caption in part.captions})
+
+    def state(self) -> DataState:
+        """What identifies the data, for a run that goes on."""
+        folder, trainer = self.train, self.trainer
+        samples = ((folder.name(i), *folder.sizes[i], folder.captions[i]) for i in range(len(folder)))
+        return DataState(
+            fingerprint=fingerprint(samples),
+            images=len(folder),
+            global_batch=self.batch_size * (trainer.world_size if trainer else 1),
+            micro_batches=trainer.accumulate_grad_batches if trainer else 1,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        if self._state is None:
+            self._state = self.state()
+        return self._state.to_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Warn if the data or the size of the global batch are not those of the checkpoint."""
+        if self.trainer is None or self.trainer.is_global_zero:
+            warn_of(state_dict, self.state(), processes=self.trainer.world_size if self.trainer else 1)
 
     def summary(self) -> dict[str, int]:
         """Counts for the summary of a run."""
@@ -256,6 +335,7 @@ class ImageDataModule(LightningDataModule):
             "test_images": len(self.test),
             "captions": len(self.captions()),
             "unreadable_images": len(self.unreadable),
+            "bad_captions": len(self.bad_captions),
         }
 
     def _whole(self, folder: ImageFolder) -> DataLoader[dict[str, Any]] | list[Any]:
@@ -265,7 +345,10 @@ class ImageDataModule(LightningDataModule):
         return DataLoader(images, batch_size=None, shuffle=False, **self._loader_options())
 
     def _loader_options(self) -> dict[str, Any]:
-        return {"num_workers": self.num_workers, "pin_memory": torch.cuda.is_available()}
+        options: dict[str, Any] = {"num_workers": self.num_workers, "pin_memory": torch.cuda.is_available()}
+        if self.num_workers:  # a loader without them takes none of these
+            options |= {"timeout": self.worker_timeout, "worker_init_fn": partial(end_with, os.getpid())}
+        return options
 
     def _batches_done(self) -> int:
         """Micro-batches the training has behind it, over all epochs: restored from a checkpoint by Lightning.
@@ -287,6 +370,24 @@ class ImageDataModule(LightningDataModule):
             log.warning("left out: %s", reason)
         if len(new) > MAX_NAMED:
             log.warning("left out: %d more images that cannot be read", len(new) - MAX_NAMED)
+        self._stop_if_too_many(self.unreadable, "images cannot be read")
+
+    def _note_captions(self, problems: Problems) -> None:
+        """Count and name what is wrong with captions; those of images that are not there are no reason to stop."""
+        self.bad_captions = {**problems.wrong, **problems.absent}
+        if getattr(rank_zero_only, "rank", 0) == 0:
+            for reason in list(self.bad_captions.values())[:MAX_NAMED]:
+                log.warning("caption left out: %s", reason)
+            if len(self.bad_captions) > MAX_NAMED:
+                log.warning("captions left out: %d more", len(self.bad_captions) - MAX_NAMED)
+        self._stop_if_too_many(problems.wrong, "captions cannot be read")
+
+    def _stop_if_too_many(self, bad: dict[str, str], what: str) -> None:
+        if len(bad) > self.max_unreadable_share * self.found or len(bad) >= self.found:
+            raise UserError(
+                f"data.max_unreadable_share={self.max_unreadable_share}: {len(bad)} of {self.found} {what}; the first: "
+                f"{next(iter(bad.values()))}. Mend or remove them, or raise the share"
+            )
 
 
 def _require(condition: bool, key: str, value: object, expected: str) -> None:

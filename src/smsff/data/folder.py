@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from copy import copy
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
-from smsff.data.captions import read_captions
-from smsff.data.images import ImageError, find_images, image_size, load_image, printable, relative_name
+from smsff.data.captions import Problems, read_captions
+from smsff.data.images import MAX_PIXELS, ImageError, find_images, image_size, load_image, printable, relative_name
 from smsff.errors import UserError
 
 BUNDLED = Path(__file__).parent / "photos"
@@ -25,18 +26,23 @@ class ImageFolder:
         captions: One for each image.
         sizes: (width, height) of each image as in its header.
         unreadable: Reason by name, for the files whose header could not be read.
+        problems: What is wrong with the captions.
+        max_pixels: Images with more are not read.
     """
 
-    def __init__(self, root: str | Path, *, default_caption: str, key: str = "data.root") -> None:
+    def __init__(
+        self, root: str | Path, *, default_caption: str, key: str = "data.root", max_pixels: int = MAX_PIXELS
+    ) -> None:
         """Scan the folder.
 
         Args:
             root: The folder.
-            default_caption: For images that have no caption.
+            default_caption: For images that have no caption, or one that cannot be read.
             key: Config key to name in messages.
+            max_pixels: Images with more are left out, by what their header says.
 
         Raises:
-            UserError: If there is no such folder, no image in it, or no readable one, or captions are malformed.
+            UserError: If there is no such folder, no image in it, or no readable one.
         """
         self.root = Path(root).expanduser()
         if not self.root.is_dir():
@@ -47,16 +53,18 @@ class ImageFolder:
         self.paths: list[Path] = []
         self.sizes: list[tuple[int, int]] = []
         self.unreadable: dict[str, str] = {}
+        self.max_pixels = max_pixels
         for path in found:
             try:
-                self.sizes.append(image_size(path))
+                self.sizes.append(image_size(path, max_pixels=max_pixels))
                 self.paths.append(path)
             except ImageError as error:
                 self.unreadable[printable(relative_name(path, self.root))] = str(error)
         if not self.paths:
             first = next(iter(self.unreadable.values()))
             raise UserError(f"{key}: none of the {len(found)} images can be read; the first: {first}")
-        texts = read_captions(self.root, self.paths)
+        self.problems = Problems()
+        texts = read_captions(self.root, self.paths, problems=self.problems)
         self.captions = [texts.get(path, default_caption) for path in self.paths]
         self._cache: list[Tensor | str] | None = None
 
@@ -74,7 +82,7 @@ class ImageFolder:
             ImageError: If the file has become unreadable, or was damaged behind its header.
         """
         if self._cache is None:
-            return load_image(self.paths[index])
+            return load_image(self.paths[index], max_pixels=self.max_pixels)
         image = self._cache[index]
         if isinstance(image, str):
             raise ImageError(image)
@@ -83,11 +91,11 @@ class ImageFolder:
     def load_or_next(self, index: int) -> tuple[Tensor, int, dict[str, str]]:
         """The image, or the next readable one in the order of names.
 
-        Returns:
-            The image (3, H, W) uint8, the index it really has, and the reason by name for each image passed over.
+        Which one that is depends on the files alone, so every process and a run that goes on take the same.
 
-        Raises:
-            ImageError: If no image of the folder can be read any more.
+        Returns:
+            The image (3, H, W) uint8, the index it really has, and the reason by name for each image passed over. If
+            all of them had to be passed over, a grey pixel and the index asked for: who counts the reasons can stop.
         """
         skipped: dict[str, str] = {}
         for offset in range(len(self)):
@@ -96,7 +104,7 @@ class ImageFolder:
                 return self.load(candidate), candidate, skipped
             except ImageError as error:
                 skipped[self.name(candidate)] = str(error)
-        raise ImageError(f"{printable(self.root)}: none of the {len(self)} images can be read any more")
+        return torch.full((3, 1, 1), 128, dtype=torch.uint8), index, skipped
 
     def cache(self, limit_mb: float) -> dict[str, str]:
         """Decode everything now and keep it in memory, if that needs at most ``limit_mb`` MB (10^6 bytes).
@@ -112,7 +120,7 @@ class ImageFolder:
         failed = {}
         for index, path in enumerate(self.paths):
             try:
-                self._cache.append(load_image(path))
+                self._cache.append(load_image(path, max_pixels=self.max_pixels))
             except ImageError as error:
                 self._cache.append(str(error))
                 failed[self.name(index)] = str(error)

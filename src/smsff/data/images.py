@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import stat
 import warnings
@@ -17,9 +18,16 @@ from torchvision.io import decode_jpeg
 
 from smsff.errors import UserError
 
+log = logging.getLogger(__name__)
+
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+"""What a file may really be, whatever its extension says: PIL would hand some of its formats to other programs."""
 MAX_PIXELS = 150_000_000
 """Larger images are refused before they are decoded: a file of a few kB can claim to be any size."""
+MAX_SCANS = 100
+MAX_SCANNED = 20 * MAX_PIXELS
+"""A progressive JPEG is decoded once for each of its scans: usually ten, but a file can have thousands of them."""
 
 
 class ImageError(UserError):
@@ -40,7 +48,8 @@ def find_images(root: str | Path) -> list[Path]:
     """All image files below a folder, sorted by relative name (code points, so the same on every file system).
 
     The extension decides, in any case. Hidden files and folders (leading dot) are left out; links to folders are
-    followed, each real folder once, so a link loop ends.
+    followed, each real folder once, so a link loop ends. A folder that cannot be listed is left out and named in the
+    log.
 
     Raises:
         UserError: If ``root`` is not a folder.
@@ -48,51 +57,70 @@ def find_images(root: str | Path) -> list[Path]:
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"{printable(root)} is not a folder")
-    return sorted(_walk(root), key=lambda path: relative_name(path, root))
+    return [root / name for name in sorted(_walk(os.fspath(root)))]
 
 
-def _walk(root: Path) -> Iterator[Path]:
-    seen = set()
-    for folder, subfolders, files in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
+def _walk(root: str) -> Iterator[str]:
+    """Names relative to the root, as text: a million of them have to be sorted."""
+    seen: set[str] = set()
+    waiting = [""]
+    while waiting:
+        folder = waiting.pop()
+        real = os.path.realpath(os.path.join(root, folder))
         if real in seen:
-            subfolders.clear()
             continue
         seen.add(real)
-        # Sorted, so that of two links to one folder the same one is taken everywhere.
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        for name in files:
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS:
-                yield Path(folder, name)
+        try:
+            with os.scandir(real) as listing:
+                entries = [(entry.name, _is_folder(entry)) for entry in listing if not entry.name.startswith(".")]
+        except OSError as error:
+            log.warning(
+                "left out: %s: cannot be listed: %s", printable(os.path.join(root, folder[:-1])), error.strerror
+            )
+            continue
+        # The last is taken first: sorted, so that of two links to one folder the same one is taken everywhere.
+        waiting += sorted((f"{folder}{name}/" for name, is_folder in entries if is_folder), reverse=True)
+        for name, is_folder in entries:
+            if not is_folder and os.path.splitext(name)[1].lower() in EXTENSIONS:
+                yield folder + name
 
 
-def image_size(path: str | Path) -> tuple[int, int]:
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def image_size(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """Width and height from the header, without decoding (EXIF orientation not applied).
 
     Raises:
-        ImageError: If the file is missing, empty, not an image, or larger than ``MAX_PIXELS``.
+        ImageError: If the file is missing, empty, not an image, or has more than ``max_pixels``.
     """
     try:
         _check_file(path)
-        with _open(path) as image:
+        with _open(path, max_pixels) as image:
             return image.size
     except Exception as error:  # the decoders of untrusted bytes raise anything
         raise _image_error(path, error) from error
 
 
-def load_image(path: str | Path) -> Tensor:
+def load_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Tensor:
     """Decode one image file to RGB (3, H, W) uint8.
 
     EXIF orientation is applied, transparency is laid over white, grey, palette, CMYK and 16-bit images are converted,
     of animated images the first frame is taken. Colour profiles are not applied: values are taken as sRGB.
 
     Raises:
-        ImageError: If the file cannot be decoded completely; names the file.
+        ImageError: If the file cannot be decoded completely, or has more than ``max_pixels``; names the file.
     """
     try:
         _check_file(path)
         data = Path(path).read_bytes()
-        with _open(io.BytesIO(data)) as image:
+        with _open(io.BytesIO(data), max_pixels) as image:
+            if image.format in ("JPEG", "MPO"):
+                _check_scans(data, image.width * image.height)
             if image.format == "JPEG":
                 # Three times faster than PIL, the same values.
                 return _decode_jpeg(data)
@@ -108,14 +136,25 @@ def _check_file(path: str | Path) -> None:
         raise ValueError("not a regular file")
 
 
-def _open(file: str | Path | io.BytesIO) -> Image.Image:
+def _open(file: str | Path | io.BytesIO, max_pixels: int) -> Image.Image:
+    if Image.MAX_IMAGE_PIXELS is not None and max_pixels > 2 * Image.MAX_IMAGE_PIXELS:
+        Image.MAX_IMAGE_PIXELS = max_pixels  # PIL's own limit would come first
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PIL warns above half of its own limit, and about odd EXIF entries
-        image = Image.open(file)
-    if image.width * image.height > MAX_PIXELS:
+        try:
+            image = Image.open(file, formats=FORMATS)
+        except Image.DecompressionBombError as error:
+            raise ValueError(f"its pixels are more than {max_pixels:,}") from error
+    if image.width * image.height > max_pixels:
         image.close()
-        raise ValueError(f"{image.width} x {image.height} pixels are more than {MAX_PIXELS:,}")
+        raise ValueError(f"{image.width} x {image.height} pixels are more than {max_pixels:,}")
     return image
+
+
+def _check_scans(data: bytes, pixels: int) -> None:
+    scans = data.count(b"\xff\xda")
+    if scans > MAX_SCANS or scans * pixels > MAX_SCANNED:
+        raise ValueError(f"{scans} scans of {pixels:,} pixels would take too long to decode")
 
 
 def _decode_jpeg(data: bytes) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from smsff.data.crops import resize, to_signed
 from smsff.data.datamodule import BatchDraws, Draw, ResumableLoader, collate
+from smsff.data.fingerprint import DataState, fingerprint, warn_of
 from smsff.data.folder import BUNDLED
-from smsff.data.images import ImageError, load_image
+from smsff.data.images import MAX_PIXELS, ImageError, load_image, printable
 from smsff.errors import UserError
 
 
@@ -23,7 +25,9 @@ class SamePicture(Dataset[dict[str, Any]]):
         self.image, self.caption = image, caption
 
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
-        return {"image": self.image, "caption": self.caption, "index": 0, "draw": draw, "unreadable": {}}
+        whole = (0.0, 0.0, 1.0, 1.0, 0.0)
+        sample = {"image": self.image, "caption": self.caption, "index": 0, "window": whole}
+        return {**sample, "draw": draw, "unreadable": {}}
 
 
 class SingleImage(LightningDataModule):
@@ -58,6 +62,11 @@ class SingleImage(LightningDataModule):
             raise UserError(f"data.path: {error}") from error
         factor = short_side / min(picture.shape[1:])
         height, width = (max(1, round(side * factor / multiple)) * multiple for side in picture.shape[1:])
+        if height * width > MAX_PIXELS:
+            raise UserError(
+                f"data.path: {printable(self.path)} would have {height} x {width} pixels with data.short_side="
+                f"{short_side}; take a picture that is less long"
+            )
         self.image = to_signed(resize(picture, height, width))
         self.caption, self.steps = caption, steps
 
@@ -70,8 +79,26 @@ class SingleImage(LightningDataModule):
         whole = {"image": self.image[None], "caption": [self.caption], "name": [self.path.name]}
         return DataLoader([whole], batch_size=None)  # type: ignore[arg-type]
 
+    def picture(self, index: int, max_side: int) -> Tensor:
+        """The picture, (3, H, W) in [-1, 1], whatever `max_side`: it has the size at which it is worked on."""
+        return self.image
+
     def captions(self) -> list[str]:
         return [self.caption]
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.state().to_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Warn if the picture is not that of the checkpoint."""
+        warn_of(state_dict, self.state(), processes=1)
+
+    def state(self) -> DataState:
+        """What identifies the picture, for a run that goes on."""
+        content = hashlib.sha256(self.image.numpy().tobytes()).hexdigest()
+        found = fingerprint([(content, *self.image.shape, self.caption)])
+        parts = self.trainer.accumulate_grad_batches if self.trainer else 1
+        return DataState(fingerprint=found, images=1, global_batch=1, micro_batches=parts)
 
     def summary(self) -> dict[str, int]:
         return {"train_images": 1, "val_images": 1, "captions": 1, "unreadable_images": 0}

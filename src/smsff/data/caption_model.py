@@ -1,0 +1,223 @@
+"""``smsff caption FOLDER``: captions by a captioning model (BLIP, Li et al. 2022) into ``metadata.jsonl``.
+
+What is written is what `smsff.data.captions` reads. A run that was ended goes on where it stopped: pictures that have
+a caption are skipped, and lines are added to the file a whole batch at a time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from smsff.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MODEL = "Salesforce/blip-image-captioning-base"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of the sub-command."""
+    parser.add_argument("folder", metavar="FOLDER", help="folder of images, searched through")
+    parser.add_argument(
+        "--model", metavar="M", default=MODEL, help=f"a BLIP captioning model: folder or hub id (default {MODEL})"
+    )
+    parser.add_argument("--prompt", metavar="TEXT", default="", help="how every caption begins: 'a painting of'")
+    parser.add_argument("--batch-size", metavar="N", type=_positive, default=8, help="pictures at a time (default 8)")
+    parser.add_argument("--max-words", metavar="N", type=_positive, default=40, help="longest caption in tokens (40)")
+    parser.add_argument("--overwrite", action="store_true", help="also pictures that have a caption")
+    parser.add_argument("--threads", metavar="N", type=_positive, help="CPU threads (default: all cores)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Caption the folder; the exit status is 0 when all is done, 1 when some pictures could not be read.
+
+    Raises:
+        UserError: no folder, no images in it, malformed captions, or no such model.
+    """
+    import torch  # here and below: --help should not wait for torch
+    from rich.console import Console
+
+    from smsff.data.captions import read_captions
+    from smsff.data.images import find_images, printable
+
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    root = Path(arguments.folder).expanduser()
+    images = find_images(root)
+    if not images:
+        raise UserError(f"{printable(root)}: no images (jpg, png, webp, bmp, tif) in it or below it")
+    _drop_cut_lines(metadata_file(image, root) for image in images)
+    captioned = read_captions(root, images)  # also refuses a malformed file
+    if arguments.overwrite:
+        captioned = {}
+    wanted = [image for image in images if image not in captioned]
+    if not wanted:
+        print(f"all {len(images)} images have captions already; --overwrite makes new ones")
+        return 0
+    captioner = load_captioner(arguments.model, device=arguments.device)
+    console = Console(stderr=True, soft_wrap=True)
+    failed = _caption_all(captioner, wanted, root, arguments, console)
+    for path in {metadata_file(image, root) for image in wanted}:
+        if path.exists():
+            _keep_last_lines(path)
+    print(f"{len(wanted) - failed} images captioned, {len(captioned)} had captions, {failed} could not be read")
+    return 1 if failed else 0
+
+
+@dataclass(frozen=True)
+class Captioner:
+    """A BLIP model with its processor."""
+
+    model: Any
+    processor: Any
+
+    def __call__(self, pictures: Sequence[Tensor], *, prompt: str = "", max_words: int = 40) -> list[str]:
+        """One caption for each picture (3, H, W) uint8, of any sizes; each begins with the prompt."""
+        import torch
+
+        images = [picture.permute(1, 2, 0).numpy() for picture in pictures]
+        text = {"text": [prompt] * len(images)} if prompt else {}
+        inputs = self.processor(images=images, return_tensors="pt", **text).to(self.model.device)
+        with torch.no_grad():
+            tokens = self.model.generate(**inputs, max_new_tokens=max_words)
+        texts = self.processor.batch_decode(tokens, skip_special_tokens=True)
+        return [" ".join(one.split()) for one in texts]
+
+
+def load_captioner(name: str, *, device: str = "auto") -> Captioner:
+    """A BLIP model from a folder or the hub; what is on this machine already is not asked of the hub.
+
+    Raises:
+        UserError: no such model, or one of another kind.
+    """
+    import torch
+    from transformers import AutoConfig, BlipForConditionalGeneration, BlipProcessor
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch finds no CUDA device")
+    place = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    where: dict[str, Any] = {"local_files_only": True}
+    try:
+        try:
+            config = AutoConfig.from_pretrained(name, **where)
+        except OSError:
+            if Path(name).is_dir():
+                raise
+            where = {}
+            config = AutoConfig.from_pretrained(name)
+        if config.model_type != "blip":
+            raise UserError(f"--model {name}: a {config.model_type} model; a BLIP captioning model is needed")
+        model, report = BlipForConditionalGeneration.from_pretrained(name, output_loading_info=True, **where)
+        processor = BlipProcessor.from_pretrained(name, **where)
+    except (OSError, ValueError, KeyError) as error:
+        if isinstance(error, UserError):
+            raise
+        reason = (str(error) or type(error).__name__).strip().splitlines()[0][:200]
+        raise UserError(
+            f"--model {name}: cannot be loaded ({reason}). Give the folder of a BLIP captioning model, for example "
+            f"after `hf download {MODEL} --local-dir models/blip` where there is a network"
+        ) from None
+    if any("text_decoder" in key for key in report["missing_keys"]):
+        raise UserError(f"--model {name}: has no weights of a caption decoder; a BLIP captioning model is needed")
+    return Captioner(model.to(place).eval(), processor)
+
+
+def metadata_file(image: Path, root: Path) -> Path:
+    """The ``metadata.jsonl`` that speaks of an image: the nearest there is up to the root, else the root's."""
+    from smsff.data.captions import METADATA
+
+    folder = image.parent
+    while folder != root and not (folder / METADATA).is_file():
+        folder = folder.parent
+    return folder / METADATA
+
+
+def append_captions(captions: Mapping[Path, str], root: Path) -> None:
+    """Add lines to the metadata files; of each file all of them at once, or none."""
+    lines: dict[Path, list[str]] = {}
+    for image, text in captions.items():
+        path = metadata_file(image, root)
+        entry = {"file_name": image.relative_to(path.parent).as_posix(), "text": text}
+        lines.setdefault(path, []).append(json.dumps(entry, ensure_ascii=False) + "\n")
+    for path, new in lines.items():
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            os.write(handle, "".join(new).encode())
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _caption_all(
+    captioner: Captioner, images: Sequence[Path], root: Path, arguments: argparse.Namespace, console: Any
+) -> int:
+    """Caption batch by batch; returns the number of images that could not be read, each of which is named."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("captioning"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    failed = 0
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("captioning", total=len(images))
+        for start in range(0, len(images), arguments.batch_size):
+            batch = images[start : start + arguments.batch_size]
+            pictures = dict(_read(batch, console))
+            failed += len(batch) - len(pictures)
+            if pictures:
+                texts = captioner(list(pictures.values()), prompt=arguments.prompt, max_words=arguments.max_words)
+                append_captions(dict(zip(pictures, texts, strict=True)), root)
+            progress.advance(task, len(batch))
+    return failed
+
+
+def _read(images: Iterable[Path], console: Any) -> Iterator[tuple[Path, Tensor]]:
+    from smsff.data.images import ImageError, load_image
+
+    for image in images:
+        try:
+            yield image, load_image(image)
+        except ImageError as error:
+            console.print(f"skipped {error}", markup=False, highlight=False)
+
+
+def _drop_cut_lines(paths: Iterable[Path]) -> None:
+    """Remove a last line without its end, which a machine that lost power leaves; everything else is left as it is."""
+    for path in set(paths):
+        if not path.is_file():
+            continue
+        data = path.read_bytes()
+        if not data or data.endswith(b"\n"):
+            continue
+        last = data.rpartition(b"\n")[2]
+        try:
+            json.loads(last)
+            _replace(path, data + b"\n")  # complete after all: written by hand
+        except ValueError:
+            _replace(path, data.removesuffix(last))
+
+
+def _keep_last_lines(path: Path) -> None:
+    """Of several lines about one image keep the last, which is the one that counts."""
+    lines = {json.loads(line)["file_name"]: line for line in path.read_text("utf-8-sig").split("\n") if line.strip()}
+    _replace(path, "".join(f"{line}\n" for line in lines.values()).encode())
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Write aside, then rename: a reader never sees half a file."""
+    aside = path.with_name(f".{path.name}.part")
+    aside.write_bytes(data)
+    os.replace(aside, path)
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is less than 1")
+    return number

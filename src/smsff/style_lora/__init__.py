@@ -1,0 +1,1 @@
+"""A style LoRA from a folder of pictures: the teacher's style, trained before anything is distilled from it."""

@@ -1,0 +1,42 @@
+"""Pictures in a known style: what a LoRA is trained on when its true result is to be known."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from PIL import Image
+from torch import Tensor
+
+from smsff.data.captions import METADATA
+from smsff.data.folder import BUNDLED
+
+CAPTIONS = ("a picture", "a picture", "a photo")
+"""What they are called, in turn."""
+PHOTO_WEIGHTS = {"astronaut": 4, "china": 4, "hopper": 4, "rocket": 2}
+"""How often a photo of a scene is drawn; grey photos and close-ups of textures count once."""
+
+
+def training_photos() -> list[Image.Image]:
+    """The bundled training photos and textures, scenes repeated by `PHOTO_WEIGHTS`."""
+    files = sorted(path for part in ("textures", "train") for path in (BUNDLED / part).glob("*.jpg"))
+    return [p for f in files for p in [Image.open(f).convert("RGB")] * PHOTO_WEIGHTS.get(f.stem, 1)]
+
+
+def to_image(x: Tensor) -> Image.Image:
+    """(3, H, W), uint8 or float in [0, 1], to an 8-bit picture."""
+    x = x if x.dtype.itemsize == 1 else (x.clamp(0, 1) * 255).round().byte()
+    return Image.fromarray(x.permute(1, 2, 0).contiguous().numpy())
+
+
+def write_folder(folder: Path, pictures: Iterable[Tensor]) -> None:
+    """Number the pictures, (3, H, W) as in `to_image`, and caption them; the captions come last, when all is there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for i, picture in enumerate(pictures):
+        to_image(picture).save(folder / f"{i:04d}.png", compress_level=1)
+        lines.append(json.dumps({"file_name": f"{i:04d}.png", "text": CAPTIONS[i % len(CAPTIONS)]}))
+        if (i + 1) % 200 == 0:
+            print(f"{folder}: {i + 1} pictures", flush=True)
+    (folder / METADATA).write_text("".join(f"{line}\n" for line in lines))

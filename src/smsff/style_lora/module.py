@@ -1,0 +1,313 @@
+"""Training a style LoRA: one step of denoising.
+
+styled picture --encoder--> z ----------------------------------> target: what separates z_t from z
+   (degraded) --encoder--> z' --add noise(t)--> z_t --U-Net + LoRA--> prediction
+L = mean of weight(t) |prediction - target|^2, plus the same on class pictures, so that the base's knowledge stays
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+
+from smsff import __version__
+from smsff.errors import UserError
+from smsff.module import Draws
+from smsff.numerics import StepGuard, spread
+from smsff.optimizer import GroupOptions, build_optimizer, build_schedule, clip_groups
+from smsff.randomness import keyed_randn
+from smsff.style_lora.adapter import LoraOptions, TrainableStyle
+from smsff.style_lora.objective import PowerTimesteps, StyleLoss, band_edges, denoising_target, weighted_error
+from smsff.style_lora.prompts import TriggerPrompts
+from smsff.style_lora.sampling import img2img
+from smsff.teacher.condition import Condition
+from smsff.teacher.stable_diffusion import StableDiffusionTeacher
+
+MAX_PROMPTS = 3000
+"""Most prompts that are embedded before the training, so that the text encoders can go."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOutLoss:
+    """The denoising loss on held-out pictures of the style, with the LoRA and without it, in bands of t.
+
+    Attributes:
+        bands: Edges of the bands, ascending.
+        draws: Timesteps in each band, evenly spread; each with its own noise, the same at every measurement.
+        batch: Most samples in one call of the network.
+    """
+
+    bands: Sequence[int] = (0, 100, 200, 300, 500, 700, 1000)
+    draws: int = 2
+    batch: int = 8
+
+    def __post_init__(self) -> None:
+        if self.draws < 1 or self.batch < 1:
+            raise UserError(f"held_out.draws={self.draws}, held_out.batch={self.batch}: must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    """The pictures of the grids: photos through img2img with the LoRA.
+
+    Attributes:
+        caption: Put into the template of the prompts.
+        t0: Where img2img starts; larger is more style and less photo.
+        steps: Its denoising steps.
+    """
+
+    caption: str = "a photo"
+    t0: int = 500
+    steps: int = 20
+
+    def __post_init__(self) -> None:
+        if self.t0 < 0 or self.steps < 1:
+            raise UserError(f"samples.t0={self.t0}, samples.steps={self.steps}: at least 0 and 1 are needed")
+
+
+class StyleLora(pl.LightningModule):
+    """Trains a LoRA on the teacher's base to denoise pictures of one style.
+
+    Args:
+        teacher: A base without a style; gets the adapter `style`.
+        lora: Size and places of the LoRA.
+        prompts: What the pictures are called.
+        timesteps: Draws t.
+        loss: Weights of the samples.
+        unet_options, text_options: Optimizer settings of the two parts; the second is for `lora.text_rank` above 0.
+        steps: Length of the run in optimizer steps.
+        seed: Seed of every random draw.
+        held_out: Measurement on held-out pictures.
+        samples: Pictures of the grids.
+        record: Plain containers stored in every checkpoint.
+    """
+
+    def __init__(
+        self,
+        *,
+        teacher: StableDiffusionTeacher,
+        lora: LoraOptions,
+        prompts: TriggerPrompts,
+        timesteps: PowerTimesteps,
+        loss: StyleLoss,
+        unet_options: GroupOptions,
+        text_options: GroupOptions,
+        steps: int,
+        seed: int = 0,
+        held_out: HeldOutLoss = HeldOutLoss(),
+        samples: Samples = Samples(),
+        record: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        last = teacher.schedule.num_steps - 1
+        if max(timesteps.t_max, samples.t0) > last:
+            raise UserError(f"timesteps.t_max={timesteps.t_max}, samples.t0={samples.t0}: the base ends at t = {last}")
+        self.bands = band_edges(held_out.bands, last + 1)
+        self.teacher = teacher
+        self.style = TrainableStyle(teacher, lora)
+        self.prompts, self.timesteps, self.loss = prompts, timesteps, loss
+        self.unet_options, self.text_options = unet_options, text_options
+        self.steps, self.seed = steps, seed
+        self.held_out, self.samples = held_out, samples
+        self.record = dict(record or {})
+        self.guard = StepGuard()
+        self.strict_loading = False  # the base is in no checkpoint; on_load_checkpoint does the checking
+        self._base_losses: dict[int, Tensor] = {}
+        self._losses: dict[int, Tensor] = {}
+
+    # ----------------------------------------------------------------------------------------------------- the step
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        x, schedule = batch["image"], self.teacher.schedule
+        draws = Draws(self.seed, int(batch["iteration"][0]), batch["position"].tolist(), like=x)
+        self.guard.begin(batch)
+
+        z = self.encode(x, batch["margin"])  # what the style is
+        z_in = self.encode_degraded(batch, z)
+        z, z_in, degraded = self.with_class_pictures(batch, z, z_in)
+        t, noise = self.timesteps(self.uniform(draws, "t", len(z))), self.normal(draws, "noise", z)
+        z_t = schedule.add_noise(z_in, noise, t)
+        target = denoising_target(schedule, z, z_t, t)  # eps* or v*; the noise itself where z_in is z
+        prediction = self.style.output(z_t, t, self.style.encode(self.draw_prompts(batch, draws)))
+        weight = self.loss.weight(schedule, t, degraded)  # min-SNR
+        losses = weighted_error(prediction, target, weight)
+        loss = self.loss.total(losses, len(x))  # style, plus class pictures
+
+        self.guard.see(latent=z_in[: len(x)], prediction=prediction[: len(x)])
+        self.guard.drew(t=t[: len(x)])
+        self.log_losses(loss, losses, degraded, len(x))
+        return spread(loss)
+
+    @torch.no_grad()
+    def encode(self, x: Tensor, margin: int = 0) -> Tensor:
+        """Scaled latents (B, C, h, w) of pictures (B, 3, H, W), without `margin` pixels on each side."""
+        z, drop = self.teacher.latent.encode(x), margin // self.teacher.latent.downscale
+        return z[..., drop : z.shape[-2] - drop, drop : z.shape[-1] - drop]
+
+    def encode_degraded(self, batch: dict[str, Any], z: Tensor) -> Tensor:
+        """z with the rows of degraded samples replaced by the latents of their inputs."""
+        degraded = batch["degraded"]
+        if not bool(degraded.any()):
+            return z
+        z_in = z.clone()
+        z_in[degraded] = self.encode(batch["input"][degraded], batch["margin"]).to(z)
+        return z_in
+
+    def with_class_pictures(self, batch: dict[str, Any], z: Tensor, z_in: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """z, z_in and `degraded`, followed by the rows of the class pictures, if there are any."""
+        degraded = batch["degraded"]
+        if "prior_image" not in batch:
+            return z, z_in, degraded
+        prior = self.encode(batch["prior_image"], batch["margin"])
+        return torch.cat([z, prior]), torch.cat([z_in, prior]), torch.cat([degraded, torch.zeros_like(degraded)])
+
+    def uniform(self, draws: Draws, stream: str, count: int) -> Tensor:
+        """(count,) in [0, 1): one for each sample and then one for each class picture."""
+        streams = [stream, f"prior {stream}"][: count // len(draws.positions)]
+        return torch.cat([draws.uniform(one) for one in streams])
+
+    def normal(self, draws: Draws, stream: str, z: Tensor) -> Tensor:
+        """Normal draws in the shape of z, likewise."""
+        streams = [stream, f"prior {stream}"][: len(z) // len(draws.positions)]
+        return torch.cat([draws.normal(one, tuple(z.shape[1:])) for one in streams])
+
+    def draw_prompts(self, batch: dict[str, Any], draws: Draws) -> list[str]:
+        """Prompts of the samples and of the class pictures; these have no trigger and are never left out."""
+        drops = draws.uniform("prompt").tolist()
+        prompts = [self.prompts.draw(caption, u) for caption, u in zip(batch["caption"], drops, strict=True)]
+        return [*prompts, *batch.get("prior_caption", [])]
+
+    def log_losses(self, loss: Tensor, losses: Tensor, degraded: Tensor, count: int) -> None:
+        """The loss and its parts: ordinary, degraded and class pictures, each the mean over the samples it has."""
+        self.log("train/loss", loss, prog_bar=True, batch_size=count)
+        parts = {
+            "style": losses[:count][~degraded[:count]],
+            "degraded": losses[:count][degraded[:count]],
+            "prior": losses[count:],
+        }
+        for name, part in parts.items():
+            if len(part):
+                self.log(f"train/{name}", part.detach().mean(), batch_size=len(part))
+
+    # ------------------------------------------------------------------------------------------------------- prompts
+
+    def prepare_prompts(self, captions: Iterable[str], prior_captions: Iterable[str] = ()) -> None:
+        """Embed every prompt of the run and free the text encoders, unless these are trained or prompts too many."""
+        prompts = [*self.prompts.possible([*captions, self.samples.caption]), *prior_captions]
+        prompts = list(dict.fromkeys(prompts))
+        if len(prompts) <= MAX_PROMPTS and not self.style.text_parameters:
+            self.style.encode(prompts)
+            self.teacher.drop_text_encoder()
+
+    # --------------------------------------------------------------------------------------------------- measurement
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
+        """The losses of a held-out picture, or a photo and what img2img makes of it."""
+        x = batch["image"]
+        if "held_out" in batch:
+            self.measure(batch["held_out"], x, batch["caption"][0], batch["margin"])
+            return {"source": x[:0], "result": x[:0]}
+        cond = self.style.encode([self.prompts.fill(self.samples.caption)] * len(x))
+        options = {"t0": self.samples.t0, "steps": self.samples.steps, "seed": self.seed}
+        result = img2img(self.teacher.style, self.teacher.schedule, self.teacher.latent, x, cond, **options)
+        return {"source": x, "result": result, "name": batch["name"]}
+
+    @torch.no_grad()
+    def measure(self, number: int, x: Tensor, caption: str, margin: int = 0) -> None:
+        """Keep the loss of one held-out picture (1, 3, H, W) in every band, with the LoRA and without."""
+        t = self.measured_t().to(x.device)
+        z = self.encode(x, margin).expand(len(t), -1, -1, -1)
+        noise = keyed_randn(self.seed, "held out", number, range(len(t)), tuple(z.shape[1:])).to(z)
+        z_t = self.teacher.schedule.add_noise(z, noise, t)
+        target = denoising_target(self.teacher.schedule, z, z_t, t)
+        cond = self.style.encode([self.prompts.fill(caption)])
+        self._losses[number] = self.band_means(self.style.output, z_t, t, cond, target)
+        if number not in self._base_losses:
+            plain = self.teacher.encode_prompts([self.prompts.fill(caption)])
+            self._base_losses[number] = self.band_means(self.style.base_output, z_t, t, plain, target)
+
+    def measured_t(self) -> Tensor:
+        """Evenly spread timesteps of every band, (bands * draws,) long."""
+        spread_out = (torch.arange(self.held_out.draws) + 0.5) / self.held_out.draws
+        return torch.cat([low + ((high - low) * spread_out).long() for low, high in self.bands])
+
+    def band_means(self, output: Any, z_t: Tensor, t: Tensor, cond: Condition, target: Tensor) -> Tensor:
+        """Mean squared error of the network's own prediction in each band, (bands,)."""
+        errors = []
+        for rows in torch.arange(len(t)).split(self.held_out.batch):
+            prediction = output(z_t[rows], t[rows], cond.expand(len(rows)))
+            errors.append((prediction - target[rows]).square().mean((1, 2, 3)))
+        return torch.cat(errors).view(len(self.bands), -1).mean(1).cpu()
+
+    def on_validation_epoch_start(self) -> None:
+        self._losses = {}
+
+    def on_validation_epoch_end(self) -> None:
+        """Print and log the mean held-out losses."""
+        if not self._losses:
+            return
+        ours, base = self.held_out_losses()
+        names = [f"t {low}-{high}" for low, high in self.bands]
+        for name, one, other in zip(names, ours, base, strict=True):
+            self.log(f"held_out/lora {name}", one)
+            self.log(f"held_out/base {name}", other)
+        parts = [f"{name} {a:.4f} / {b:.4f}" for name, a, b in zip(names, ours, base, strict=True)]
+        learned = sum(a < b for a, b in zip(ours, base, strict=True))
+        text = f"held-out loss, LoRA / base: {', '.join(parts)} (better in {learned} of {len(names)} bands)"
+        if self.trainer.is_global_zero:
+            print(text, flush=True)
+
+    def held_out_losses(self) -> tuple[list[float], list[float]]:
+        """Mean losses by band of the last validation: with the LoRA, and without it on the same pictures."""
+        numbers = sorted(self._losses)
+        means = (torch.stack([losses[n] for n in numbers]).mean(0) for losses in (self._losses, self._base_losses))
+        ours, base = (mean.tolist() for mean in means)
+        return ours, base
+
+    # -------------------------------------------------------------------------------------------------- optimisation
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """One AdamW, a group for the U-Net's LoRA and one for that of the text encoders, if it has any."""
+        groups = {"unet": (list(self.style.unet_parameters.values()), self.unet_options)}
+        if self.style.text_parameters:
+            groups["text"] = (list(self.style.text_parameters.values()), self.text_options)
+        optimizer = build_optimizer(groups)
+        schedule = build_schedule(optimizer, [options for _, options in groups.values()], self.steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
+        """Clip each group by its own norm; a step whose gradients are not finite is skipped."""
+        norms = clip_groups(optimizer)
+        self.guard.decide(optimizer, norms, step=self.global_step)
+        self.log_dict({f"train/grad_norm_{name}": norm for name, norm in norms.items()})
+        self.log_dict({f"train/lr_{group['name']}": group["lr"] for group in optimizer.param_groups})
+
+    # -------------------------------------------------------------------------------------------------- checkpoints
+
+    def saved_keys(self) -> set[str]:
+        """Names in the state dict that belong to a checkpoint: the LoRA alone."""
+        trained = {id(p) for p in (*self.style.unet_parameters.values(), *self.style.text_parameters.values())}
+        return {name for name, parameter in self.named_parameters() if id(parameter) in trained}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        keys = self.saved_keys()
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in keys}
+        checkpoint["hyper_parameters"] = {**self.record, "task": "style_lora", "smsff_version": __version__}
+        checkpoint["bad_steps"] = self.guard.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another task or of a LoRA of another size."""
+        self.guard.load_state_dict(checkpoint.get("bad_steps", {"in_a_row": 0, "total": 0}))
+        state, own, keys = checkpoint["state_dict"], self.state_dict(), self.saved_keys()
+        wrong = sorted(keys ^ state.keys()) or [k for k in sorted(keys) if state[k].shape != own[k].shape]
+        if wrong:
+            raise UserError(
+                f"ckpt_path: the checkpoint does not fit this run's LoRA in {len(wrong)} tensors (first: {wrong[0]}); "
+                "it was written by another task or with other lora options"
+            )
