@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from smsff.generator.unet import UNetGenerator
 from smsff.metrics.controls import choose_t0, img2img, train_paired
 from smsff.teacher.gaussian import GaussianTeacher
 
@@ -77,3 +78,14 @@ def test_paired_training_leaves_the_border_out():
         return y
 
     assert train_paired(Affine(), [torch.zeros(1, 3, 24, 24)] * 3, spoiled, steps=3) < 1
+
+
+def test_the_ceiling_trains_in_16_bits_too() -> None:
+    losses = {}
+    for half in (False, True):
+        torch.manual_seed(0)
+        generator = UNetGenerator(widths=(8,), encoder_blocks=(1,), decoder_blocks=(), head_width=4)
+        crops = (torch.rand(2, 3, 24, 32, generator=torch.Generator().manual_seed(i)) * 2 - 1 for i in range(40))
+        losses[half] = train_paired(generator, crops, lambda x: 1 - x, steps=40, lr=3e-3, half=half)
+    assert losses[True] == pytest.approx(losses[False], rel=0.1)
+    assert losses[True] != losses[False]

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 from collections import Counter
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from smsff.errors import UserError
-from smsff.objective.timesteps import Annealing, Narrowing, Uniform, uniform_integers
+from smsff.objective.timesteps import Annealing, Dropping, Narrowing, Uniform, uniform_integers
 
 TOTAL = 500
 
@@ -110,3 +111,40 @@ def test_refusals(make: type[Narrowing]) -> None:
         make(grid="even")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="odd bounds"):
         make(t_min=20, t_max=499, grid="odd")
+
+
+@pytest.mark.parametrize(("iteration", "upper"), [(0, 980), (99, 980), (100, 500), (499, 500)])
+def test_dropping_bounds(iteration: int, upper: int) -> None:
+    sampler = Dropping(t_min=20, t_max=980, t_max_late=500, drop_at=0.2)
+    assert sampler.bounds(iteration, TOTAL) == (20, upper)
+    t = sampler(grid_u(), iteration, TOTAL)
+    assert (t.min().item(), t.max().item()) == (20, upper)
+
+
+def test_dropping_takes_the_options_of_the_others() -> None:
+    sampler = Dropping(t_min=21, t_max=99, t_max_late=41, grid="odd", per="batch")
+    assert set(sampler(torch.tensor([0.5, 0.1]), 0, TOTAL).tolist()) == {61}
+    each = Dropping(t_min=21, t_max=99, t_max_late=41, grid="odd")
+    assert set(each(grid_u(), TOTAL, TOTAL).tolist()) == set(range(21, 42, 2))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"t_max": 100, "t_max_late": 101}, "t_max_late=101 is above"),
+        ({"t_min": 50, "t_max_late": 40}, "t_max=40"),
+        ({"drop_at": 1.5}, r"drop_at=1\.5"),
+        ({"per": "image"}, "per='image'"),
+    ],
+)
+def test_dropping_refusals(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Dropping(**options)
+
+
+def test_narrowing_stops_at_its_floor() -> None:
+    sampler = Narrowing(t_min=5, t_max=200, t_floor=120)
+    assert [sampler.bounds(i, 100) for i in (0, 20, 40, 60, 100)] == [(5, 200), (5, 160), (5, 120), (5, 120), (5, 120)]
+    for options in ({"t_floor": 201}, {"t_floor": -1}, {"t_floor": 101, "t_min": 21, "t_max": 199, "grid": "odd"}):
+        with pytest.raises(UserError, match=r"timesteps\.t_floor="):
+            Narrowing(**{"t_max": 200, **options})

@@ -70,6 +70,7 @@ def train_paired(
     steps: int,
     lr: float = 5e-4,
     clip_norm: float = 1.0,
+    half: bool = False,
 ) -> float:
     """Train in place with L1 on (crop, operator(crop)): what the network can do when it is shown the answers.
 
@@ -77,6 +78,7 @@ def train_paired(
         crops: at least `steps` batches (B, 3, S, S) in [-1, 1]; the outermost pixels do not count.
         operator: the known style, RGB in [0, 1] to RGB in [0, 1].
         lr: rate of AdamW after a short linear rise; a cosine takes it to 0 at the end.
+        half: run the network under autocast to bfloat16.
 
     Returns:
         The mean loss of the last tenth of the steps.
@@ -94,7 +96,9 @@ def train_paired(
         with torch.no_grad():
             truth = 2 * operator((x + 1) / 2) - 1
         # a filter mirrors the border of a crop, where it would see the rest of a whole photo
-        loss = F.l1_loss(crop_border(generator(x)), crop_border(truth))
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
+            y = generator(x)
+        loss = F.l1_loss(crop_border(y), crop_border(truth))
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(generator.parameters(), clip_norm)

@@ -63,7 +63,11 @@ class SemanticRelevance:
     @torch.no_grad()
     def __call__(self, eps_edit: Tensor, eps_null: Tensor) -> Tensor:
         """(B, 1, h, w) from two predictions (B, C, h, w) of the base model at the same noised source."""
-        weight = minmax(relevance_map(eps_edit, eps_null, self.reduce))
+        return self.normalized(relevance_map(eps_edit, eps_null, self.reduce))
+
+    def normalized(self, raw: Tensor) -> Tensor:
+        """Maps (B, 1, h, w) as `relevance_map` makes them, stretched sample by sample."""
+        weight = minmax(raw)
         if self.normalize == "minmax_mean":
             # Not zero: a stretched map holds a 1.
             weight = weight / weight.mean((1, 2, 3), keepdim=True)

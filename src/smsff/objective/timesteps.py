@@ -69,13 +69,19 @@ class Narrowing:
             position 0 to have one t in the whole global batch.)
         grid: ``all`` timesteps, or ``odd``, the authors' code (showlab/SMS): t = 2 k + 1 with k drawn from
             [k_min, max(int(k_count (1 - i / I)), k_min + 1)); theirs is t_min=21, t_max=499.
+        t_floor: the upper bound stays at least here (ours); from t_min down it is the paper's.
 
     Raises:
-        UserError: bounds out of order, unknown option, even bounds with grid=odd.
+        UserError: bounds out of order, unknown option, even bounds or a floor with grid=odd.
     """
 
-    def __init__(self, *, t_min: int = 20, t_max: int = 980, per: Per = "sample", grid: Grid = "all") -> None:
+    def __init__(
+        self, *, t_min: int = 20, t_max: int = 980, per: Per = "sample", grid: Grid = "all", t_floor: int = 0
+    ) -> None:
         _check_options(t_min, t_max, per, grid)
+        if not 0 <= t_floor <= t_max or (t_floor and grid == "odd"):
+            raise UserError(f"timesteps.t_floor={t_floor} must lie between 0 and t_max={t_max}; 0 with grid=odd")
+        self.t_floor = t_floor
         self.t_min = t_min
         self.t_max = t_max
         self.per: Per = per
@@ -86,7 +92,7 @@ class Narrowing:
         if self.grid == "odd":
             last = narrowed_index(iteration, total, self.t_min // 2, (self.t_max + 1) // 2)
             return self.t_min, 2 * last + 1
-        return self.t_min, narrowed(iteration, total, self.t_min, self.t_max)
+        return self.t_min, narrowed(iteration, total, max(self.t_min, self.t_floor), self.t_max)
 
     def __call__(self, u: Tensor, iteration: int, total: int) -> Tensor:
         """(B,) uniform numbers -> long (B,)."""
@@ -106,6 +112,49 @@ class Uniform:
     def bounds(self, iteration: int, total: int) -> tuple[int, int]:
         """Smallest and largest t that can be drawn."""
         return self.t_min, self.t_max
+
+    def __call__(self, u: Tensor, iteration: int, total: int) -> Tensor:
+        """(B,) uniform numbers -> long (B,)."""
+        return draw(u, *self.bounds(iteration, total), per=self.per, grid=self.grid)
+
+
+class Dropping:
+    """t ~ U(t_min, t_max), then from a share of the run on t ~ U(t_min, t_max_late) (ProlificDreamer).
+
+    Args:
+        t_min, t_max: bounds at first, both included.
+        t_max_late: upper bound afterwards, at most t_max.
+        drop_at: share of the run, in [0, 1], after which it counts. The authors' code has step 5000 of 25000.
+        per, grid: as in `Narrowing`.
+
+    Raises:
+        UserError: bounds out of order, unknown option, even bounds with grid=odd, drop_at outside [0, 1].
+    """
+
+    def __init__(
+        self,
+        *,
+        t_min: int = 20,
+        t_max: int = 980,
+        t_max_late: int = 500,
+        drop_at: float = 0.2,
+        per: Per = "sample",
+        grid: Grid = "all",
+    ) -> None:
+        _check_options(t_min, t_max, per, grid)
+        _check_options(t_min, t_max_late, per, grid)
+        if t_max_late > t_max:
+            raise UserError(f"timesteps.t_max_late={t_max_late} is above timesteps.t_max={t_max}")
+        if not 0 <= drop_at <= 1:
+            raise UserError(f"timesteps.drop_at={drop_at} must lie in [0, 1]")
+        self.t_min, self.t_max, self.t_max_late = t_min, t_max, t_max_late
+        self.drop_at = drop_at
+        self.per: Per = per
+        self.grid: Grid = grid
+
+    def bounds(self, iteration: int, total: int) -> tuple[int, int]:
+        """Smallest and largest t that can be drawn."""
+        return self.t_min, self.t_max_late if iteration >= self.drop_at * total else self.t_max
 
     def __call__(self, u: Tensor, iteration: int, total: int) -> Tensor:
         """(B,) uniform numbers -> long (B,)."""

@@ -1,0 +1,28 @@
+"""The figures of a training step, as they are of the whole batch, however many processes share it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+COMBINED: dict[str, Callable[[Tensor], Tensor]] = {
+    "t_min": lambda each: each.min(),
+    "t_max": lambda each: each.max(),
+    "gradient": lambda each: each.square().mean().sqrt(),  # a root mean square
+}
+"""How the figures of the processes, (N,), become one; the others are means over equal shares of the batch."""
+
+
+def of_whole_batch(figures: Mapping[str, Tensor], gather: Callable[..., Any]) -> dict[str, Tensor]:
+    """Combine scalars over all processes, in one exchange.
+
+    Args:
+        figures: () each, by name.
+        gather: (F,) of this process to (N, F) of all of them.
+    """
+    each = gather(torch.stack([value.detach().double() for value in figures.values()]))
+    each = each.view(-1, len(figures)).float()
+    return {name: COMBINED.get(name, torch.mean)(column) for name, column in zip(figures, each.unbind(1), strict=True)}

@@ -1,0 +1,141 @@
+"""Write the report of runs and evaluations as one HTML file that opens offline and asks nobody for anything."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from smsff import __version__
+from smsff.data.images import printable
+from smsff.errors import UserError
+from smsff.report import curves, tables
+from smsff.report.collect import collect
+from smsff.report.content import Curve, Entry, Gallery, Slide, Source
+from smsff.report.pictures import LIMIT, Picture, embed
+from smsff.report.text import grouped_warnings
+from smsff.stylize.files import write_atomically
+
+PAGE = Path(__file__).parent / "page"
+FIRST = ("train/loss", "train/matching", "train/spectrum", "train/fake", "train/gradient", "train/relevance")
+"""Figures whose curves come first."""
+
+
+def write_report(path: str | Path, runs: Sequence[str | Path], *, title: str | None = None, limit: int = LIMIT) -> Path:
+    """Write the report and return its path.
+
+    Args:
+        path: The HTML file; its folder is made as needed.
+        runs: Folders of training runs (train.py), of evaluations (``smsff evaluate``), or of sweeps of such.
+        title: Heading; made from the names if not given.
+        limit: Most bytes of all pictures in the page.
+
+    Raises:
+        UserError: a folder holds no run, or the file cannot be written.
+    """
+    target = Path(path)
+    entries = collect([Path(run) for run in runs])
+    page = render(entries, title=title or _title(entries), limit=limit)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # a lone surrogate, from a file name in some other encoding, has no place in UTF-8
+        write_atomically(target, lambda temporary: temporary.write_text(page, encoding="utf-8", errors="replace"))
+    except OSError as error:
+        raise UserError(f"{printable(target)}: the report cannot be written ({error.strerror})") from error
+    return target
+
+
+def _title(entries: Sequence[Entry]) -> str:
+    return entries[0].name if len(entries) == 1 else f"Comparison of {len(entries)} runs"
+
+
+def render(entries: Sequence[Entry], *, title: str, limit: int = LIMIT) -> str:
+    """The page as text; every name and number in it is escaped."""
+    pictures = embed(_sources(entries), limit=limit)
+    for entry in entries:
+        entry.slides = [slide for slide in entry.slides if slide.before in pictures and slide.after in pictures]
+        entry.pictures = [source for source in entry.pictures if source in pictures]
+    galleries = [*shared_pictures(entries), *(gallery for entry in entries for gallery in entry.galleries)]
+    own = [table for entry in entries for table in entry.tables]
+    found = [
+        *own,
+        tables.evaluation_table(entries),
+        *tables.known_style_tables(entries),
+        tables.settings_table(entries),
+    ]
+    style, script = ((PAGE / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
+    environment = Environment(
+        loader=FileSystemLoader(PAGE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template("report.html.jinja").render(
+        title=title,
+        entries=entries,
+        pictures=pictures,
+        tables=[table for table in found if table is not None],
+        warnings=_warnings(entries),
+        galleries=[_without(gallery, pictures) for gallery in galleries],
+        charts=curves.charts(_by_figure(entries), [entry.name for entry in entries]),
+        geometry=curves,
+        style=style,
+        script=script,
+        policy=_policy(style, script),
+        version=__version__,
+    )
+
+
+def _sources(entries: Sequence[Entry]) -> list[Source]:
+    """Every picture of the page."""
+    found: list[Source] = []
+    for entry in entries:
+        found += [side for slide in entry.slides for side in (slide.before, slide.after)]
+        found += entry.pictures
+        found += [source for gallery in entry.galleries for _, source in gallery.pictures]
+    return found
+
+
+def _without(gallery: Gallery, pictures: Mapping[Source, Picture]) -> Gallery:
+    """The gallery without pictures that could not be read."""
+    return replace(gallery, pictures=tuple((name, source) for name, source in gallery.pictures if source in pictures))
+
+
+def _policy(style: str, script: str) -> str:
+    """Content security policy: nothing is loaded from anywhere, and no other style or script than ours runs."""
+    digests = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script))
+    style_hash, script_hash = digests
+    return (
+        f"default-src 'none'; img-src data:; style-src 'sha256-{style_hash}'; script-src 'sha256-{script_hash}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _warnings(entries: Sequence[Entry]) -> list[tuple[str, str, str]]:
+    """(run, figures, why they are not reliable)."""
+    return [(entry.name, *group) for entry in entries for group in grouped_warnings(entry.figures)]
+
+
+def shared_pictures(entries: Sequence[Entry]) -> list[Gallery]:
+    """For each picture that two or more runs stylized: before, and after by each of them."""
+    found: dict[str, list[tuple[str, Slide]]] = {}
+    for entry in entries:
+        for slide in entry.slides:
+            found.setdefault(slide.name, []).append((entry.name, slide))
+    return [
+        Gallery(title=name, pictures=(("before", slides[0][1].before), *((run, slide.after) for run, slide in slides)))
+        for name, slides in found.items()
+        if len(slides) > 1
+    ]
+
+
+def _by_figure(entries: Sequence[Entry]) -> Mapping[str, Mapping[str, Curve]]:
+    """figure -> run -> curve, the most telling figures first, constant ones last and only if nothing else is there."""
+    names = list(dict.fromkeys(name for entry in entries for name in entry.curves))
+    telling = [
+        name for name in names if len({value for entry in entries for _, value in entry.curves.get(name, ())}) > 1
+    ]
+    order = {name: i for i, name in enumerate(FIRST)}
+    ordered = sorted(telling, key=lambda name: (order.get(name, len(order)), names.index(name)))
+    return {name: {entry.name: entry.curves[name] for entry in entries if name in entry.curves} for name in ordered}
