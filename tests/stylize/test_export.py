@@ -132,9 +132,9 @@ def test_bad_checkpoints_get_one_message(tmp_path: Path) -> None:
         ".": "nor are",
         "junk.ckpt": "cannot be read as a checkpoint",
         "empty.ckpt": "cannot be read as a checkpoint",
-        "unsafe.ckpt": "cannot be read as a checkpoint",
+        "unsafe.ckpt": "holds Python code",
         "other.ckpt": "not of an smsff training run",
-        "list.ckpt": "not of an smsff training run",
+        "list.ckpt": "holds a list, no checkpoint",
     }
     for name, message in cases.items():
         with pytest.raises(UserError, match=message):

@@ -75,3 +75,49 @@ def test_written_images_read_back(tmp_path: Path, name: str, tolerance: int) -> 
     with Image.open(path) as image:
         assert image.format == {"png": "PNG", "jpg": "JPEG", "jpeg": "JPEG", "webp": "WEBP"}[name[2:].lower()]
     assert [p.name for p in path.parent.iterdir()] == [name]
+
+
+def test_nothing_is_written_outside_the_folder(tmp_path: Path) -> None:
+    touch(tmp_path, "in/sub/a.png", "elsewhere/keep.txt")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/sub").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=r"outside --out: there is a link in it"):
+        plan([tmp_path / "in"], tmp_path / "out")
+    (tmp_path / "out/sub").unlink()
+    (tmp_path / "out/sub").symlink_to("..")
+    with pytest.raises(UserError, match=r"outside --out"):
+        plan([tmp_path / "in"], tmp_path / "out", overwrite=True)
+
+
+def test_a_result_that_is_a_link_is_replaced_itself(tmp_path: Path) -> None:
+    touch(tmp_path, "in/a.png", "precious.txt")
+    (tmp_path / "precious.txt").write_text("mine")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/a.png").symlink_to(tmp_path / "precious.txt")
+    with pytest.raises(UserError, match="1 of 1 results exist"):
+        plan([tmp_path / "in"], tmp_path / "out")
+    ((_, result),) = plan([tmp_path / "in"], tmp_path / "out", overwrite=True)
+    save_image(torch.zeros(3, 4, 4, dtype=torch.uint8), result)
+    assert (tmp_path / "precious.txt").read_text() == "mine"
+    assert not (tmp_path / "out/a.png").is_symlink()
+
+
+def test_dots_in_inputs_lead_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path, "in/sub/a.png", "b.png")
+    monkeypatch.chdir(tmp_path / "in")
+    jobs = plan(["sub/..", "../b.png", Path("sub/../../in/sub")], "../out")
+    inside = (tmp_path / "out").resolve()
+    assert len(jobs) == 3
+    assert all(inside in result.resolve().parents for _, result in jobs)
+
+
+def test_odd_names_are_kept(tmp_path: Path) -> None:
+    long = "n" * 250 + ".png"
+    touch(tmp_path, f"in/{long}", "in/\udcff.png", "in/a b\n.png")
+    (tmp_path / "in/loop.png").symlink_to("loop.png")
+    jobs = plan([tmp_path / "in"], tmp_path / "out")
+    assert len(jobs) == 4
+    for source, result in jobs:
+        assert source.name == result.name
+        save_image(torch.zeros(3, 4, 4, dtype=torch.uint8), result)
+    assert len(list((tmp_path / "out").iterdir())) == 4

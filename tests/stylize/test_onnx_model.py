@@ -9,7 +9,7 @@ import torch
 from smsff.errors import UserError
 from smsff.generator import UNetGenerator
 from smsff.stylize import onnx_model
-from smsff.stylize.stylizer import Stylizer
+from smsff.stylize.stylizer import Stylizer, load_stylizer
 
 
 def network() -> UNetGenerator:
@@ -22,7 +22,7 @@ def test_onnx_agrees_at_every_size_and_states_its_range(tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     net, path = network(), tmp_path / "new" / "model.onnx"
-    parity = onnx_model.export_onnx(net, path, {"style": {"name": "cel"}})
+    parity = onnx_model.export_onnx(net, path, {"style": {"name": "cel"}}).parity
     assert len(parity) == 3
     assert any(h % 2 and w % 2 for h, w in parity)
     assert max(parity.values()) < 1e-4
@@ -38,10 +38,18 @@ def test_onnx_agrees_at_every_size_and_states_its_range(tmp_path: Path) -> None:
     assert meta["image"].startswith("RGB in [0, 1]")
     assert '"cel"' in meta["training"]
 
+    # the file is a model of the command too, tiles and all
+    loaded = load_stylizer(path.parent)
+    assert (loaded.halo, loaded.multiple) == (net.receptive_radius, net.multiple)
+    torch.testing.assert_close(loaded(torch.from_numpy(x)), expected, rtol=0, atol=1e-4)
+    picture = torch.rand(1, 3, 70, 90)
+    tiled = load_stylizer(path, tile=16)(picture)
+    torch.testing.assert_close(tiled, Stylizer(net)(picture), rtol=0, atol=1e-4)
+
     # a file that does not agree with the network is not left behind
     before = path.read_bytes()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(onnx_model, "_convert", lambda model, temporary, meta: temporary.write_bytes(before))
+        patch.setattr(onnx_model, "convert", lambda model, temporary, meta: temporary.write_bytes(before))
         with pytest.raises(RuntimeError, match="differs from PyTorch"):
             onnx_model.export_onnx(network(), path)
     assert path.read_bytes() == before

@@ -30,7 +30,7 @@ def plan(inputs: Sequence[str | Path], out: str | Path, *, overwrite: bool = Fal
 
     Raises:
         UserError: If an input is missing, a folder has no images, two results would have the same name, a result would
-            replace an input, or exists (unless `overwrite`).
+            lie outside OUT (through a link in it), replace an input, or exists (unless `overwrite`).
     """
     out = Path(out)
     if out.exists() and not out.is_dir():
@@ -38,7 +38,7 @@ def plan(inputs: Sequence[str | Path], out: str | Path, *, overwrite: bool = Fal
     jobs: list[tuple[Path, Path]] = []
     for item in map(Path, inputs):
         jobs += [(source, out / _result_name(name)) for source, name in _expand(item, out)]
-    _check(jobs, overwrite=overwrite)
+    _check(jobs, out, overwrite=overwrite)
     return jobs
 
 
@@ -47,8 +47,8 @@ def _expand(item: Path, out: Path) -> list[tuple[Path, Path]]:
         return [(item, Path(item.name))]
     if not item.exists():
         raise UserError(f"{printable(item)} does not exist")
-    inside = out.resolve()
-    found = [path for path in find_images(item) if inside not in path.resolve().parents]
+    inside = _resolved(out)
+    found = [path for path in find_images(item) if inside not in _resolved(path).parents]
     if not found:
         raise UserError(f"{printable(item)} has no images")
     return [(path, path.relative_to(item)) for path in found]
@@ -58,11 +58,16 @@ def _result_name(name: Path) -> Path:
     return name if name.suffix.lower() in SAVE_OPTIONS else name.with_suffix(".png")
 
 
-def _check(jobs: Sequence[tuple[Path, Path]], *, overwrite: bool) -> None:
-    inputs = {source.resolve() for source, _ in jobs}
+def _check(jobs: Sequence[tuple[Path, Path]], out: Path, *, overwrite: bool) -> None:
+    inputs = {_resolved(source) for source, _ in jobs}
+    inside = _resolved(out)
     taken: dict[Path, Path] = {}
     for source, result in jobs:
-        target = result.resolve()
+        target = _resolved(result)
+        if inside not in (folder := _resolved(result.parent), *folder.parents):
+            raise UserError(
+                f"{printable(result)} would lie in {printable(folder)}, outside --out: there is a link in it"
+            )
         if target in inputs:
             raise UserError(f"{printable(result)} would replace an input; choose another --out")
         if target in taken:
@@ -73,6 +78,10 @@ def _check(jobs: Sequence[tuple[Path, Path]], *, overwrite: bool) -> None:
         raise UserError(
             f"{len(existing)} of {len(jobs)} results exist (first: {printable(existing[0])}); --overwrite replaces them"
         )
+
+
+def _resolved(path: Path) -> Path:
+    return Path(os.path.realpath(path))  # unlike Path.resolve it takes a loop of links as it is
 
 
 def save_image(pixels: Tensor, path: str | Path) -> None:
@@ -86,7 +95,7 @@ def save_image(pixels: Tensor, path: str | Path) -> None:
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, then rename it: nobody ever sees half a file."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem[:40]}.", suffix=path.suffix)
     os.close(handle)
     temporary = Path(name)
     try:

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
+from smsff.data.images import printable
 from smsff.errors import UserError
-from smsff.generator import ResNetGenerator, UNetGenerator
+from smsff.generator import UNetGenerator
+from smsff.stylize.model_files import CONFIG, WEIGHTS, Network, load_network
+from smsff.stylize.onnx_network import ONNX, OnnxNetwork, load_onnx
+from smsff.stylize.stages import in_stages
 from smsff.stylize.tiles import in_tiles
 
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
 TILE = 1024
-Network: TypeAlias = UNetGenerator | ResNetGenerator
-NETWORKS: dict[str, type[Network]] = {network.__name__: network for network in (UNetGenerator, ResNetGenerator)}
+"""Side of a tile in pixels for a network that is computed as one."""
+STAGED_TILE = 4096
+"""The same for the U-Net, which takes large pieces in stages: 2 GB."""
+WHOLE = 1024
+"""Longest side in pixels of a piece that the U-Net takes in one go."""
 
 
 class Stylizer:
@@ -30,9 +35,9 @@ class Stylizer:
     gives the same result as computing them whole.
 
     Args:
-        generator: UNetGenerator or ResNetGenerator.
+        generator: UNetGenerator, ResNetGenerator, or either of them as an ONNX file.
         device: Where to compute; results come back to where the picture was.
-        tile: Size of a tile in pixels, 0 for never. None: 1024 if the network allows tiles.
+        tile: Size of a tile in pixels, 0 for never. None: 4096 for the U-Net, 1024 for others that allow tiles.
         config: What config.json says about the model.
 
     Raises:
@@ -41,23 +46,27 @@ class Stylizer:
 
     def __init__(
         self,
-        generator: Network,
+        generator: Network | OnnxNetwork,
         *,
         device: str | torch.device = "cpu",
         tile: int | None = None,
         config: dict[str, Any] | None = None,
     ) -> None:
-        self.generator: Network = generator.to(device).eval()
         self.device = torch.device(device)
+        if isinstance(generator, OnnxNetwork) and self.device.type != "cpu":
+            raise UserError(f"device={device}: ONNX models are computed on the CPU; take safetensors")
+        self.generator: Network | OnnxNetwork = generator.to(device).eval()
         self.config = dict(config or {})
         radius = generator.receptive_radius
         if tile is not None and tile < 0:
             raise UserError(f"tile={tile} must be at least 0")
         if tile and radius is None:
             raise UserError(
-                f"{type(generator).__name__} cannot work in tiles: its instance norm depends on the whole picture"
+                f"{type(generator).__name__} cannot work in tiles: a pixel depends on the whole picture, or the file "
+                "does not say on how much of it"
             )
-        self.tile = (TILE if radius is not None else 0) if tile is None else tile
+        usual = STAGED_TILE if isinstance(generator, UNetGenerator) else TILE if radius is not None else 0
+        self.tile = usual if tile is None else tile
         self.halo: int = radius or 0
         self.multiple: int = generator.multiple
 
@@ -79,71 +88,46 @@ class Stylizer:
     def _run(self, picture: Tensor) -> Tensor:
         as_bytes = picture.dtype == torch.uint8
         x = picture.to(self.device, torch.float32)
-        rgb = to_unit_range(self.generator, x / 255 if as_bytes else x)
+        network: Callable[[Tensor], Tensor] = self.generator
+        if isinstance(self.generator, UNetGenerator) and max(x.shape[-2:]) > WHOLE:
+            network = partial(in_stages, self.generator)
+        rgb = to_unit_range(network, x / 255 if as_bytes else x)
         return (rgb.mul_(255).round_() if as_bytes else rgb).to(picture.device, picture.dtype)
 
 
-def to_unit_range(generator: nn.Module, rgb: Tensor) -> Tensor:
+def to_unit_range(generator: Callable[[Tensor], Tensor], rgb: Tensor) -> Tensor:
     """The generator, which lives in [-1, 1], on RGB in [0, 1]; the result is clamped to [0, 1]."""
+    if isinstance(generator, OnnxNetwork):  # lives in [0, 1] itself
+        return generator(rgb).clamp(0, 1)
     out: Tensor = (generator(rgb * 2 - 1) * 0.5 + 0.5).clamp(0, 1)
     return out
 
 
-def build_generator(name: str, config: dict[str, Any], *, source: str) -> Network:
-    """The network `name` with constructor arguments `config`, as stored in a file named `source`.
-
-    Raises:
-        UserError: If there is no such network or it does not take these arguments.
-    """
-    if name not in NETWORKS:
-        raise UserError(f"{source}: {name!r} is not one of the networks {', '.join(NETWORKS)}")
-    try:
-        network: Network = NETWORKS[name](**config)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"{source}: {name} cannot be built from {config}: {error}") from error
-    return network
-
-
-def load_weights(generator: Network, state: dict[str, Tensor], *, source: str) -> Network:
-    """Fill the network; in evaluation mode, float32.
-
-    Raises:
-        UserError: If names or shapes do not match.
-    """
-    try:
-        generator.load_state_dict(state)
-    except RuntimeError as error:
-        reason = str(error).splitlines()
-        raise UserError(f"{source}: the weights do not fit the network: {' '.join(reason[1:2]).strip()}") from error
-    return generator.float().eval()
-
-
 def load_stylizer(folder: str | Path, *, device: str | torch.device = "cpu", tile: int | None = None) -> Stylizer:
-    """Load a folder written by `export.py` (model.safetensors and config.json).
+    """Load what `export.py` wrote: safetensors, or ONNX, and nothing that could run code.
+
+    Everything is checked before it is built, so a model of a stranger is safe to load.
 
     Args:
-        folder: The folder.
+        folder: Folder with model.safetensors and config.json or with model.onnx; or an .onnx file.
         device, tile: See `Stylizer`.
 
     Raises:
-        UserError: If a file is missing, unreadable or does not describe a network.
+        UserError: If a file is missing, unreadable or does not describe a network of smsff.
     """
     folder = Path(folder)
+    where = printable(folder)
+    if folder.is_file() and folder.suffix.lower() != ".onnx":
+        raise UserError(
+            f"{where}: only folders written by export.py and .onnx files are read as models; a checkpoint becomes one "
+            f"with python export.py ckpt={where}"
+        )
+    onnx_file = folder if folder.is_file() else folder / ONNX
+    if onnx_file.is_file() and not (folder / WEIGHTS).is_file():
+        network = load_onnx(onnx_file)
+        return Stylizer(network, device=device, tile=tile, config=network.description)
     for name in (WEIGHTS, CONFIG):
         if not (folder / name).is_file():
-            raise UserError(f"{folder} is not an exported model: it has no {name}")
-    source = str(folder / CONFIG)
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        network = config["generator"]
-        name, arguments = network["name"], network["config"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{source}: not the description of an exported model ({error})") from error
-    generator = build_generator(name, arguments, source=source)
-    try:
-        state = load_file(folder / WEIGHTS)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{folder / WEIGHTS}: cannot be read: {error}") from error
-    return Stylizer(
-        load_weights(generator, state, source=str(folder / WEIGHTS)), device=device, tile=tile, config=config
-    )
+            raise UserError(f"{where} is not an exported model: it has no {name}")
+    generator, config = load_network(folder)
+    return Stylizer(generator, device=device, tile=tile, config=config)

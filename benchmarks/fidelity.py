@@ -1,0 +1,112 @@
+"""What the faster forms change in the numbers of a step: style gradients and relevance maps of the embedded teacher.
+
+Every draw is keyed, so two configurations see the same crops, t and noise, and their gradients can be compared one by
+one. Beside the cached maps stands how much another draw of the noise changes an exact one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from timing import arguments, parser, spread, write
+from torch import Tensor
+from train_step import OurStep, composed
+
+from smsff.module import Draws
+from smsff.objective.gradient import Noised
+from smsff.objective.relevance import SemanticRelevance
+
+COMMON = ("trainer=cpu", "steps=1000", "warmup.steps=0", "logger=none", "replay.every=1")
+FORMS = {
+    "bfloat16 scores": ("teacher.dtype=bfloat16",),
+    "float16 scores": ("teacher.dtype=float16",),
+    "autocast alone": ("trainer.precision=bf16-mixed",),
+    "channels_last": ("speed.channels_last=true",),
+    "speed=fast": ("speed=fast",),
+}
+
+
+def cosine(a: Tensor, b: Tensor) -> list[float]:
+    """Of each sample."""
+    similarity: Tensor = torch.nn.functional.cosine_similarity(a.flatten(1).double(), b.flatten(1).double())
+    return [float(x) for x in similarity]
+
+
+def gradients(options: Sequence[str], steps: int) -> list[Tensor]:
+    """g (B, C, h, w) of the first steps; nothing is trained in between."""
+    step = OurStep(composed([*COMMON, *options]), device="cpu")
+    found: list[Tensor] = []
+    see = step.module.guard.see
+
+    def watched(**stages: Tensor) -> None:
+        if "gradient" in stages:
+            found.append(stages["gradient"].float())
+        see(**stages)
+
+    step.module.guard.see = watched  # type: ignore[method-assign]
+    for _ in range(steps):
+        with step.precision():
+            step.module.training_step(step.batch, 0)
+        step.batch = next(step.batches)
+    return found
+
+
+def maps(band: int, steps: int) -> dict[str, list[float]]:
+    """Correlation of cached maps with exact ones, and of exact ones at two draws of the noise."""
+    step = OurStep(composed([*COMMON, "relevance=cached", f"relevance.band={band}", "grid_jitter=1"]), device="cpu")
+    module = step.module
+    exact = SemanticRelevance()
+    found: dict[str, list[float]] = {"cached": [], "another draw of the noise": []}
+    cached = module.cached_relevance
+
+    def compared(view: Any, times: Tensor, z: Tensor, cond: Any) -> Tensor:
+        m = cached(view, times, z, cond)
+        z_src = module.encode_source(step.batch["image"])
+        draws = Draws(0, int(step.batch["iteration"][0]), step.batch["position"].tolist(), like=z)
+        noises = [draws.normal(name, tuple(z.shape[1:])) for name in ("noise", "another")]
+        first, second = (
+            exact(
+                *module.edit_predictions(Noised(z, z_src, noise, times, module.teacher.schedule), cond.edit, cond.null)
+            )
+            for noise in noises
+        )
+        centred = [x - x.mean((1, 2, 3), keepdim=True) for x in (m, first, second)]
+        found["cached"] += cosine(centred[0], centred[1])
+        found["another draw of the noise"] += cosine(centred[2], centred[1])
+        return m
+
+    module.cached_relevance = compared  # type: ignore[method-assign]
+    for _ in range(steps):
+        with torch.no_grad():
+            module.training_step(step.batch, 0)
+        step.batch = next(step.batches)
+    return found
+
+
+def main(words: Sequence[str] | None = None) -> dict[str, Any]:
+    made = parser(__doc__ or "")
+    made.add_argument("--steps", type=int, default=4, help="batches that are compared")
+    made.add_argument("--band", type=int, default=20)
+    made.add_argument("--styles", nargs="+", default=["watercolour", "cel"])
+    args = arguments(made, words)
+    small = ["data.batch_size=1", "style.resolution=16"] if args.quick else []
+    if args.quick:
+        args.steps, args.styles = 1, args.styles[:1]
+    results: dict[str, Any] = {}
+    for style in args.styles:
+        plain = gradients([f"style={style}", *small], args.steps)
+        forms = list(FORMS.items())[: 1 if args.quick else None]
+        rows = {name: [f"style={style}", *small, *options] for name, options in forms}
+        results[style] = {
+            name: spread([x for a, b in zip(plain, gradients(options, args.steps), strict=True) for x in cosine(a, b)])
+            for name, options in rows.items()
+        }
+        print(style, results[style], flush=True)
+    relevance = {name: spread(values) for name, values in maps(args.band, args.steps).items()} if not args.quick else {}
+    return write(args, {"cosine_of_gradients": results, "correlation_of_maps": relevance, "band": args.band})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""How a step is computed: what may be shared, and in which layout, precision and form the networks run.
+
+`conf/speed/` has the choices; what each of them gains and costs stands in docs/performance.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from smsff.errors import UserError
+
+Part = Literal["generator", "scores"]
+
+BACKEND = "inductor"
+"""Of torch.compile."""
+GRAPHS = 64
+"""Most versions of one compiled function: a U-Net has one for each adapter, batch size, picture size and gradient."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """
+    Attributes:
+        share_draw: The fake score learns from the draw of t and noise, and from the very prediction, that the style
+            gradient is made of (ours). One forward pass less; ``fake_timesteps`` then count in the warm-up alone.
+        channels_last: Memory layout (B, H, W, C) of all networks.
+        compile: Parts that torch.compile turns into code of their own during the first steps, which takes minutes.
+        tf32: Matrix products of float32 in TF32 on GPUs that have it: 10 bits of mantissa, many times faster.
+
+    Raises:
+        UserError: an unknown part.
+    """
+
+    share_draw: bool = False
+    channels_last: bool = False
+    compile: Sequence[Part] = ()
+    tf32: bool = True
+
+    def __post_init__(self) -> None:
+        for part in self.compile:
+            if part not in get_args(Part):
+                raise UserError(f"speed.compile: {part!r} is not one of {', '.join(get_args(Part))}")
+
+    def lay_out(self, *networks: object) -> None:
+        """Put the weights of networks into the wanted memory layout."""
+        for network in networks:
+            if self.channels_last and isinstance(network, nn.Module):
+                network.to(memory_format=torch.channels_last)
+
+    def prepare(self, generator: nn.Module, teacher: object) -> None:
+        """Compile what is to be compiled, in place, so that names in state dicts stay; set the precision of products.
+
+        Args:
+            generator: The network that is trained.
+            teacher: Its ``unet`` and ``style_unet``, where it has them, are the scores.
+        """
+        if torch.cuda.is_available():
+            torch.set_float32_matmul_precision("high" if self.tf32 else "highest")
+        scores = [getattr(teacher, name, None) for name in ("unet", "style_unet")]
+        parts: dict[Part, list[object]] = {"generator": [generator], "scores": scores}
+        if self.compile:
+            torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, GRAPHS)
+        for part in self.compile:
+            for network in parts[part]:
+                if isinstance(network, nn.Module):
+                    network.compile(backend=BACKEND)
+
+
+PLAIN = Speed()
+"""Nothing shared, and networks as they were loaded."""
+
+
+def sent(x: Tensor, device: torch.device) -> Tensor:
+    """x on a device; from the main memory without waiting for what the device still has to do."""
+    if device.type == "cuda" and not x.is_cuda:
+        x = x.pin_memory()  # the copy of pageable memory would wait
+    return x.to(device, non_blocking=True)

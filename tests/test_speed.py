@@ -1,0 +1,59 @@
+"""The presets of conf/speed and the cached relevance in whole runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from test_config import composed
+from test_train import NETWORK, configuration, tiny, train_script  # noqa: F401
+
+from smsff.speed import Speed, sent
+
+PRESETS = {
+    "plain": (Speed(), "float32", "32-true"),
+    "shared": (Speed(share_draw=True), "float32", "32-true"),
+    "half": (Speed(channels_last=True), "bfloat16", "bf16-mixed"),
+    "fast": (Speed(share_draw=True, channels_last=True), "bfloat16", "bf16-mixed"),
+}
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in Path(__file__).parents[1].glob("conf/speed/*.yaml")))
+def test_a_preset_is_what_it_says(name: str) -> None:
+    plain = composed(f"speed={name}")
+    built = train_script.build(plain["speed"])
+    assert (built, plain["teacher"]["dtype"], plain["trainer"]["precision"]) == (
+        Speed(**{**vars(PRESETS[name][0]), "compile": []}),
+        *PRESETS[name][1:],
+    )
+    assert plain["trainer"]["accelerator"] == "auto"
+
+
+@pytest.mark.parametrize("relevance", [["relevance=cached", "relevance.max_side=32"], ["relevance=uniform"]], ids=str)
+def test_the_fast_preset_trains_and_learns(relevance: list[str], tiny: list[str], tmp_path: Path) -> None:  # noqa: F811
+    cfg = configuration(
+        *tiny,
+        *NETWORK,
+        "speed=fast",
+        *relevance,
+        "replay.every=1",
+        "steps=3",
+        "logger=none",
+        f"run_dir={tmp_path}",
+    )
+    train_script.train(cfg)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["steps"] == 3
+    assert metrics["figures"]["train/matching"] > 0
+    assert metrics["figures"]["train/grad_norm_fake"] > 0
+    assert metrics["figures"]["train/grad_norm_generator"] > 0
+    state = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert {value.dtype for name, value in state.items() if value.is_floating_point()} == {torch.float32}
+
+
+def test_what_is_sent_is_the_same() -> None:
+    x = torch.arange(3.0)
+    assert torch.equal(sent(x, torch.device("cpu")), x)
+    assert sent(x, torch.device("meta")).is_meta
