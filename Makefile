@@ -15,25 +15,39 @@ export PYTHONPATH := $(CURDIR)/src$(if $(PYTHONPATH),:$(PYTHONPATH))
 endif
 BIN := $(VENV)/bin
 
+# The demo runs in 16 bits where the processor multiplies bfloat16 (about twice as fast), else in 32.
+SPEED ?= $(shell grep -qsE 'avx512_bf16|amx_bf16' /proc/cpuinfo && echo half || echo plain)
+
 # Idle OpenMP threads sleep instead of spinning: on few or busy cores spinning is many times slower.
 export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint teacher bench clean
+.PHONY: help demo style-lora test test-slow test-faults faults-table lint teacher bench bench-styles clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s  %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s  %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(READY) ## train, export, stylize two photos, print the table of figures (STYLE= SEED= RUN=)
-	$(BIN)/python train.py run_dir=$(RUN) $(if $(STYLE),style=$(STYLE)) $(if $(SEED),seed=$(SEED))
+demo: $(READY) ## train, export, stylize two photos, print the table of figures (STYLE= SEED= SPEED= RUN=)
+	$(BIN)/python train.py run_dir=$(RUN) speed=$(SPEED) $(if $(STYLE),style=$(STYLE)) $(if $(SEED),seed=$(SEED))
 	$(BIN)/python export.py ckpt=$(RUN)/checkpoints/last.ckpt out=$(RUN)/export
 	$(BIN)/python -m smsff.demo --run $(RUN) --model $(RUN)/export
+
+style-lora: $(READY) ## train a style LoRA on a known style and look whether it can be distilled (STYLE= RUN= ARGS=)
+	$(BIN)/python -m smsff.style_lora.gate pictures --style $(or $(STYLE),watercolour) --out $(RUN)/pictures
+	$(BIN)/python train.py experiment=style_lora name=$(or $(STYLE),watercolour) data.root=$(RUN)/pictures run_dir=$(RUN)/run $(ARGS)
+	$(BIN)/python -m smsff.style_lora.gate measure --run $(RUN)/run
 
 test: $(READY) ## the test suite without the slow tests (ARGS= for pytest)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(ARGS)
 
 test-slow: $(READY) ## the slow tests alone
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow $(ARGS)
+
+test-faults: $(READY) ## kill, fill, truncate and corrupt real runs; the counts go to outputs/faults.json and fuzz.json
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/faults tests/fuzz -m "faults or not faults" $(ARGS)
+
+faults-table: $(READY) ## put the counts of make test-faults into docs/reliability.md
+	$(BIN)/python tests/faults/table.py outputs/faults.json outputs/fuzz.json docs/reliability.md
 
 lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff check .
@@ -43,8 +57,11 @@ lint: $(READY) ## ruff and mypy
 teacher: $(READY) ## make the embedded teacher and its style LoRAs again (hours on CPU)
 	$(BIN)/python -m smsff.teacher.recipe
 
-bench: $(READY) ## speed of the default network beside the ResNet-9 of the peers
-	$(BIN)/python benchmarks/generators.py --out outputs/bench/generators.json
+bench: $(READY) ## speed and memory beside the authors' code and other networks, in 15 minutes (ARGS=--quick)
+	$(BIN)/python benchmarks/run_all.py --out outputs/bench $(ARGS)
+
+bench-styles: $(READY) ## every objective on the known styles, over hours; goes on where it stopped (ARGS=)
+	$(BIN)/python benchmarks/known_styles.py --out outputs/bench_styles $(ARGS)
 
 clean: ## remove .venv and caches; keeps outputs/
 	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache build src/*.egg-info

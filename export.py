@@ -13,6 +13,7 @@ import hydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
+import smsff.hydra_guard
 import smsff.launch
 from smsff.config import resolve
 from smsff.errors import UserError
@@ -23,22 +24,25 @@ CONFIGS = Path(__file__).resolve().parent / "conf"
 @hydra.main(version_base="1.3", config_path="conf", config_name="export")
 def main(cfg: DictConfig) -> None:
     options = resolve(cfg)
-    for key in ("ckpt", "format", "out"):
+    for key in ("ckpt", "format", "precision", "out"):
         if not isinstance(options[key], str) and not (key == "out" and options[key] is None):
             raise UserError(f"{key}={options[key]!r}: must be text")
     from smsff.stylize.export import export_checkpoint  # here: --help and the checks above should not wait for torch
 
-    done = export_checkpoint(options["ckpt"], options["out"], options["format"])
+    done = export_checkpoint(options["ckpt"], options["out"], options["format"], options["precision"])
     print(f"weights: {'average over the training (EMA)' if done.averaged else 'of the last step'}")
     for name, size in done.files.items():
         print(f"{done.folder / name}: {size / 1e6:.2f} MB")
     for (height, width), difference in done.parity.items():
         print(f"largest difference from the checkpoint at {height} x {width}: {difference:.1e} (RGB in [0, 1])")
+    for name, decibels in done.psnr.items():
+        print(f"PSNR to float32 on {name}: {decibels:.1f} dB")
 
 
 def command_line() -> None:
     """Run, and turn what the user can mend into one message and exit status 2."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here instead of being printed by Hydra
+    smsff.hydra_guard.install()
     try:
         main()
     except UserError as error:

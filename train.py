@@ -1,7 +1,9 @@
 """Train a stylizer: ``python train.py [group=choice ...] [key=value ...]``, see ``--help`` and ``conf/``.
 
 Exit status: 0 when the run is finished, 2 for a wrong command or missing files (with one message that names the key),
-130 after Ctrl-C and 143 after SIGTERM (both leave a checkpoint), 1 for anything unforeseen.
+3 if the last checkpoint could not be written, 4 if a process of the run was lost, 5 if memory was not enough, 130 after
+Ctrl-C, 138 after SIGUSR1 and 143 after SIGTERM (these leave a checkpoint), 1 for too many steps with NaN or Inf and for
+anything unforeseen. See docs/reliability.md.
 """
 
 from __future__ import annotations
@@ -19,58 +21,90 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 import smsff.config
+import smsff.faults
+import smsff.hydra_guard
 import smsff.launch
-from smsff.errors import UserError
+import smsff.processes
+import smsff.resume
+import smsff.run_folder
+from smsff.errors import RunError, UserError
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
 
     from smsff.module import StyleMatching
+    from smsff.style_lora.module import StyleLora
 
 SCRIPT = Path(__file__).resolve()
+OPTIONS = ("steps", "seed", "fake_draws", "fake_every", "ema_decay", "grid_jitter", "pullback")
+"""Keys of the configuration that the module takes as they are."""
 MAX_PROMPTS = 1000
 """Most captions whose embeddings are computed before the training, so that the text encoder can go."""
 
 
 refused: list[UserError] = []
-"""What the jobs of this command could not do; a sweep goes on with its other jobs."""
+faults: list[RunError] = []
+"""What the jobs of this command could not do, and what ended them; a sweep goes on with its other jobs."""
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> None:
     cfg.run_dir = HydraConfig.get().runtime.output_dir  # in a sweep: the folder of this job
+    grace = 3.0  # others wait in vain for a process that has failed
     try:
         train(cfg)
+        grace = cfg.process_timeout
     except UserError as error:
         refuse(error)
+    except Exception as error:
+        end_by_fault(error, cfg)
     finally:
-        smsff.launch.end_of_job()
+        smsff.launch.end_of_job(grace=grace)
 
 
 def train(cfg: DictConfig) -> None:
     """Check everything that needs no weights, then the data, then load the teacher, then train."""
-    import lightning.pytorch as pl
-
     quiet()
     plain = smsff.config.resolve(cfg)
     smsff.config.check_config(plain)
-    smsff.config.check_style_files(plain["style"])
+    if plain["task"] == "style_matching":
+        smsff.config.check_style_files(plain)
     run_dir = Path(plain["run_dir"])
-    checkpoint = smsff.config.find_checkpoint(plain["ckpt_path"], run_dir)
-    save_config(cfg, run_dir, checkpoint)
+    checkpoint = smsff.run_folder.checkpoint_for(plain["ckpt_path"], run_dir)
+    with smsff.run_folder.claimed(cfg, run_dir):
+        if checkpoint is not None:
+            smsff.resume.check(checkpoint, plain)
+        run(plain, checkpoint)
+
+
+def run(plain: dict[str, Any], checkpoint: Path | None) -> None:
+    """Build what the configuration names, and train it."""
+    import lightning.pytorch as pl
+
+    trainer = build_trainer(plain)  # first: what it refuses should not wait for weights
     pl.seed_everything(plain["seed"], verbose=False)
-    parts = build_parts(plain)
-    data = parts.pop("data")  # an empty folder stops here, before the weights
-    module = build_module(plain, parts, data)
-    trainer = build(
+    module, data = build_style_lora(plain) if plain["task"] == "style_lora" else build_style_matching(plain)
+    smsff.launch.limit_waiting(trainer, seconds=plain["process_timeout"])
+    smsff.launch.use_child_command(SCRIPT, replace={"ckpt_path": str(checkpoint)} if checkpoint else None)
+    fit(trainer, module, data, checkpoint)
+
+
+def build_trainer(plain: dict[str, Any]) -> pl.Trainer:
+    """Trainer, callbacks and loggers."""
+    from smsff.callbacks.checkpoint_io import SafeCheckpointIO
+    from smsff.callbacks.loggers import tolerant
+
+    trainer: pl.Trainer = build(
         {
             **plain["trainer"],
             "callbacks": [c for c in plain["callbacks"].values() if c],
             "logger": plain["logger"] or False,
+            "plugins": [SafeCheckpointIO(keep=plain["checkpoint_keep"])],
         }
     )
-    smsff.launch.use_child_command(SCRIPT, replace={"ckpt_path": str(checkpoint)} if checkpoint else None)
-    fit(trainer, module, data, checkpoint)
+    for logger in trainer.loggers:
+        tolerant(logger)
+    return trainer
 
 
 def quiet() -> None:
@@ -79,24 +113,57 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message=r".*module\(s\) in eval mode.*")
     warnings.filterwarnings("ignore", message=r".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=r".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message=r".*You have overridden `transfer_batch_to_device`.*")  # as it is meant
 
 
 def build(node: Any) -> Any:
-    """Instantiate a node; a `UserError` from inside comes out as it is."""
+    """Instantiate a node. A `UserError` from inside comes out as it is, and what else its arguments cause becomes one.
+
+    Raises:
+        UserError: the arguments do not do, or exclude one another.
+    """
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
     try:
         return hydra.utils.instantiate(node, _convert_="all")
     except hydra.errors.InstantiationException as error:
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, UserError):
-            cause = cause.__cause__
-        if cause is not None:
-            raise cause from error
+        causes: list[BaseException] = [error]
+        while causes[-1].__cause__ is not None:
+            causes.append(causes[-1].__cause__)
+        for cause in causes:
+            if isinstance(cause, UserError):
+                raise cause from error
+        by_arguments = (MisconfigurationException, TypeError, ValueError, KeyError, AttributeError, OverflowError)
+        if isinstance(causes[-1], by_arguments) and not node["_target_"].startswith("smsff.teacher."):
+            reason = (str(causes[-1]).strip().splitlines() or [type(causes[-1]).__name__])[0]
+            raise UserError(f"{node['_target_']} cannot be built from this configuration: {reason}") from error
         raise
+
+
+def build_style_matching(plain: dict[str, Any]) -> tuple[StyleMatching, pl.LightningDataModule]:
+    """The training of a generator, and its data."""
+    parts = build_parts(plain)
+    data = parts.pop("data")  # an empty folder stops here, before the weights
+    return build_module(plain, parts, data), data
+
+
+def build_style_lora(plain: dict[str, Any]) -> tuple[StyleLora, pl.LightningDataModule]:
+    """The training of a style LoRA, and its data."""
+    from smsff.style_lora.module import StyleLora
+
+    parts = {name: build(plain[name]) for name in ("lora", "prompts", "timesteps", "loss", "held_out", "samples")}
+    parts |= {f"{name}_options": build(plain["optimizer"][name]) for name in ("unet", "text")}
+    data = build(plain["data"])
+    teacher = build(plain["teacher"])
+    module = StyleLora(teacher=teacher, **parts, steps=plain["steps"], seed=plain["seed"], record={"config": plain})
+    module.prepare_prompts(data.captions(), data.prior_captions())
+    return module, data
 
 
 def build_parts(plain: dict[str, Any]) -> dict[str, Any]:
     """Everything that costs nothing, so that a number out of range is found at once; then the data."""
     cheap = ("objective", "regularizer", "relevance", "timesteps", "fake_timesteps", "warmup", "prompts", "fake_score")
+    cheap += ("speed", "replay")
     parts = {name: build(plain[name]) for name in cheap}
     parts["generator_options"] = build(plain["optimizer"]["generator"])
     parts["fake_options"] = build(plain["optimizer"]["fake"])
@@ -121,7 +188,8 @@ def build_module(plain: dict[str, Any], parts: dict[str, Any], data: pl.Lightnin
         generator=generator,
         teacher=teacher,
         **parts,
-        **{name: plain[name] for name in ("steps", "seed", "fake_draws", "ema_decay", "grid_jitter")},
+        **{name: plain[name] for name in OPTIONS},
+        picture=data.picture,  # type: ignore[operator]
         record={
             "generator": {"name": plain["generator"]["_target_"], "config": generator.config()},
             "style": plain["style"],
@@ -132,29 +200,16 @@ def build_module(plain: dict[str, Any], parts: dict[str, Any], data: pl.Lightnin
     if len(captions) <= MAX_PROMPTS:
         module.encode_prompts(captions)
         teacher.drop_text_encoder()
+    if not module.needs_decoder:
+        teacher.latent.drop_decoder()
     return module
 
 
-def save_config(cfg: DictConfig, run_dir: Path, checkpoint: Path | None) -> None:
-    """Write the resolved configuration; a folder that holds another run is left alone."""
-    if not smsff.launch.is_main_process():
-        return
-    path = run_dir / "config.yaml"
-    if path.exists():
-        if checkpoint is None or not checkpoint.is_relative_to(run_dir):
-            raise UserError(
-                f"run_dir: {run_dir} already holds a run; take another folder, or go on with ckpt_path=last"
-            )
-        path = run_dir / f"config_resumed_{len(list(run_dir.glob('config*.yaml')))}.yaml"
-    run_dir.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(cfg, path, resolve=True)
-
-
-def fit(trainer: pl.Trainer, module: StyleMatching, data: pl.LightningDataModule, checkpoint: Path | None) -> None:
+def fit(trainer: pl.Trainer, module: pl.LightningModule, data: pl.LightningDataModule, checkpoint: Path | None) -> None:
     """Train, look at the result, write the summary.
 
     Raises:
-        SystemExit: 130 or 143 if a signal ended the run.
+        SystemExit: 128 and the number of the signal that ended the run.
     """
     from smsff.callbacks.image_grid import ImageGrid
     from smsff.callbacks.last_checkpoint import LastCheckpoint
@@ -162,8 +217,8 @@ def fit(trainer: pl.Trainer, module: StyleMatching, data: pl.LightningDataModule
 
     try:
         trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
-    except SystemExit:  # Lightning's answer to a second Ctrl-C
-        raise SystemExit(130) from None
+    except SystemExit:  # Lightning's answer to a second Ctrl-C, and to SIGTERM before the first step
+        raise SystemExit(143 if trainer.received_sigterm else 130) from None
     for callback in trainer.callbacks:
         if isinstance(callback, LastCheckpoint) and callback.received is not None:
             raise SystemExit(128 + callback.received)
@@ -182,19 +237,39 @@ def refuse(error: UserError) -> None:
         print(f"error: {error}", file=sys.stderr)
 
 
+def end_by_fault(error: Exception, cfg: DictConfig) -> None:
+    """Say in one sentence which fault ended the job; what is no known fault goes on as it is."""
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    fault = smsff.faults.explain(error, plain, lost=smsff.processes.lost())  # type: ignore[arg-type]
+    if fault is None:
+        raise error
+    faults.append(fault)
+    main_process = smsff.launch.is_main_process()
+    if main_process or fault.status == RunError.PROCESS:
+        print(f"error: {fault}", file=sys.stderr, flush=True)
+    if fault.status == RunError.PROCESS:
+        smsff.processes.end_workers()
+    if fault.status == RunError.PROCESS and not main_process:
+        smsff.processes.end_main()
+
+
 def command_line() -> None:
-    """Run, and turn what the user can mend into one message and exit status 2."""
+    """Run, and turn what the user can mend and known faults into one message and an exit status."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here instead of being printed by Hydra
+    smsff.hydra_guard.install()
     try:
         main()
     except HydraException as error:
-        refuse(UserError(smsff.launch.explain(error, config_dir=SCRIPT.parent / "conf", config_name="train")))
-    except ValueError as error:
-        if "Config group override" not in str(error):
-            raise
-        refuse(UserError("null is no choice of a group; leave it out, or take none where there is such a choice"))
+        conf = SCRIPT.parent / "conf"
+        refuse(UserError(smsff.launch.explain(error, config_dir=conf, config_name="train", words=sys.argv[1:])))
+    except UserError as error:  # from the check of what Hydra composed
+        refuse(error)
+    except OSError as error:  # Hydra could not make the folder of the run
+        refuse(smsff.run_folder.cannot_write(error, None))
     except KeyboardInterrupt:
         sys.exit(130)
+    if faults:
+        sys.exit(faults[0].status)
     if refused:
         sys.exit(2)
 

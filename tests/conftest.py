@@ -18,7 +18,15 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from tiny_pipelines import TinySpec, build_pipeline, build_text_encoder, build_tokenizer, build_unet, write_kohya_lora
+from tiny_pipelines import (
+    TinySpec,
+    build_family,
+    build_pipeline,
+    build_text_encoder,
+    build_tokenizer,
+    build_unet,
+    write_kohya_lora,
+)
 
 torch.set_num_threads(1)
 
@@ -46,6 +54,19 @@ def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pat
 def tiny_base(tiny_pipeline: Callable[..., Path]) -> Path:
     """A pipeline folder shaped like the bundled teacher (8 latent channels, f = 2, 16 tokens), at reduced width."""
     return tiny_pipeline()
+
+
+@pytest.fixture(scope="session")
+def family_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """``family_pipeline("sd1" | "sd2" | "sdxl", seed=0)``: a folder of the published structure at reduced width."""
+    built: dict[tuple[str, int], Path] = {}
+
+    def folder(family: str, *, seed: int = 0) -> Path:
+        if (family, seed) not in built:
+            built[family, seed] = build_family(tmp_path_factory.mktemp(family), family, seed=seed)  # type: ignore[arg-type]
+        return built[family, seed]
+
+    return folder
 
 
 @pytest.fixture(scope="session")

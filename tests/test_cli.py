@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -51,6 +53,15 @@ def test_unreadable_images_are_named_and_the_rest_is_done(
     assert "broken.jpg" in printed.err
     assert printed.err.count("skipped") == 1
     assert "3 of 4 images stylized" in printed.out
+
+
+def test_larger_images_are_left_out(
+    model: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["stylize", str(model), str(photos / "a.png"), "--out", str(tmp_path / "out"), "--max-pixels"]
+    assert main([*command, "1229"]) == 1
+    assert "41 x 30 pixels are more than 1,229" in capsys.readouterr().err
+    assert main([*command, "1230"]) == 0
 
 
 def test_results_are_replaced_only_on_demand(
@@ -113,3 +124,44 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
         main(["stylize", "--help"])
     assert stop.value.code == 0
     assert "Exit status" in capsys.readouterr().out
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    code = (
+        "import sys, smsff.cli\n"
+        "try: smsff.cli.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print([name for name in ('torch', 'hydra', 'requests', 'diffusers', 'transformers') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    for command in ("stylize", "fetch", "doctor", "caption"):
+        assert f"\n    {command} " in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fetch", "style=cel", "--dry"], None),  # argparse completes options
+        (["fetch", "--dry-run", "style=gibli", "--conf"], "expected one argument"),
+        (["fetch", "--quiet", "style=cel"], "unrecognized arguments: --quiet"),
+        (["doctor", "style=cel", "--verify", "steps=abc", "-x"], "unrecognized arguments: steps=abc -x"),
+        (["doctor", "style=cel", "--verify", "style=gibli"], "nearest: ghibli"),
+        (["caption"], "FOLDER"),
+        (["caption", "nowhere"], "nowhere"),
+    ],
+)
+def test_commands_with_overrides_take_them_before_and_after_options(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str | None,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    try:
+        status = main(arguments)
+    except SystemExit as stop:
+        status = stop.code
+    assert status == (0 if message is None else 2)
+    assert message is None or message in capsys.readouterr().err

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,12 +14,12 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
+from smsff.bounds import ANY, bound_of, check_bounds
 from smsff.config import (
     check_arguments,
     check_config,
     check_style_files,
     check_targets,
-    find_checkpoint,
     fits,
     resolve,
 )
@@ -31,6 +31,14 @@ CHOICES = sorted(
     f"{path.parent.name}={path.stem}" for path in CONF.glob("*/*.yaml") if path.parent.name not in ("hydra",)
 )
 
+NEEDED = {
+    "data=folder": ["data.root=photos"],
+    "task=style_lora": ["data.root=pictures"],
+    "experiment=style_lora": ["data.root=pictures"],
+    "generator=image": ["data=single"],
+    "generator=latent": ["data=single", "replay.every=1"],
+}
+
 
 def composed(*overrides: str) -> dict[str, Any]:
     """The resolved configuration of a command line."""
@@ -41,9 +49,20 @@ def composed(*overrides: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_choice_composes_and_fits_the_code(choice: str) -> None:
-    needed = ["data.root=photos"] if choice == "data=folder" else []
-    plain = composed(choice, *needed)
+    plain = composed(choice, *NEEDED.get(choice, []))
     check_config(plain)
+
+
+@pytest.mark.parametrize("teacher", sorted(path.stem for path in (CONF / "teacher").glob("*.yaml")))
+def test_the_style_lora_of_every_teacher_has_only_keys_of_its_own(teacher: str) -> None:
+    plain = composed("experiment=style_lora", f"teacher={teacher}", "data.root=pictures")
+    check_config(plain)
+    assert plain["task"] == "style_lora"
+    assert not {"generator", "objective", "style", "tuned", "fake_score", "warmup"} & plain.keys()
+    assert "lora" not in plain["teacher"]
+    assert plain["data"]["resolution"] % plain["data"]["stride"] == 0
+    with pytest.raises(HydraException, match="generator"):
+        composed("experiment=style_lora", "data.root=pictures", "generator=resnet")
 
 
 @pytest.mark.parametrize("style", sorted(path.stem for path in (CONF / "style").glob("*.yaml")))
@@ -116,6 +135,8 @@ def test_the_command_line_beats_a_preset() -> None:
         (["+sede=1"], r"sede.*nearest: seed"),
         (["+trainer.devicess=1"], r"trainer\.devicess.*nearest: devices"),
         (["+style.page2=x"], r"style\.page2.*nearest: page"),
+        (["+weights.lora.sha=x"], r"weights\.lora\.sha.*nearest: sha256"),
+        (["weights.base.name=5"], r"weights\.base\.name=5.*str"),
         (["+optimizer.generator.lrs=1"], r"lrs.*nearest: lr"),
         (["+callbacks.samples.images=1"], r"callbacks\.samples\.images.*nearest: max_images"),
         (["seed=abc"], r"seed='abc'.*int"),
@@ -127,8 +148,8 @@ def test_the_command_line_beats_a_preset() -> None:
         (["data.scale=[a,b]"], r"data\.scale"),
         (["steps=0"], r"steps=0.*at least 1"),
         (["trainer.precision=16-mixed"], r"trainer\.precision=16-mixed.*bf16-mixed"),
-        (["generator._target_=os.system"], r"generator\._target_=os\.system.*smsff"),
-        (["generator._target_=smsff.generator.unet.UNet"], r"cannot be imported"),
+        (["generator._target_=os.system"], r"generator\._target_=os\.system: not a target of this place.*SMSFF_ALLOW"),
+        (["generator._target_=smsff.generator.unet.UNet"], r"nearest: smsff\.generator\.unet\.UNetGenerator"),
         (["data=folder"], r"data\.root: no value"),
     ],
 )
@@ -153,6 +174,13 @@ def test_what_hydra_refuses_is_explained_in_one_message(override: str, message: 
     text = explain(caught.value, config_dir=CONF, config_name="train")
     assert override.partition("=")[0] in text
     assert re.search(message, text)
+
+
+def test_what_hydra_refuses_is_explained_with_the_keys_of_the_task() -> None:
+    words = ["experiment=style_lora", "data.root=x", "lora.rnk=4"]
+    with pytest.raises(HydraException) as caught:
+        composed(*words)
+    assert "nearest: lora.rank" in explain(caught.value, config_dir=CONF, config_name="train", words=words)
 
 
 @pytest.mark.parametrize(
@@ -197,43 +225,31 @@ def test_missing_and_extra_arguments_are_named() -> None:
 
 
 def test_nested_targets_are_checked_too() -> None:
-    node = {"outer": [{"_target_": "smsff.optimizer.GroupOptions", "lr": 1.0, "betta": 1}]}
-    with pytest.raises(UserError, match=r"outer\.0\.betta.*betas"):
+    node = {"optimizer": {"fake": {"_target_": "smsff.optimizer.GroupOptions", "lr": 1.0, "betta": 1}}}
+    with pytest.raises(UserError, match=r"optimizer\.fake\.betta.*betas"):
+        check_targets(node, "")
+    node = {"outer": [{"_target_": "smsff.optimizer.GroupOptions", "lr": 1.0}]}
+    with pytest.raises(UserError, match=r"outer\.0\._target_=.*nothing is built here"):
         check_targets(node, "")
 
 
 def test_a_missing_lora_says_where_to_get_it_and_where_to_put_it(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
-    style = composed("style=pixel_art")["style"]
-    with pytest.raises(UserError, match=r"weights/3232pixel\.safetensors.*civitai\.com.*31228"):
-        check_style_files(style)
+    plain = composed("style=pixel_art")
+    hint = r"weights/3232pixel\.safetensors.*smsff fetch style=pixel_art.*civitai\.com.*31228"
+    with pytest.raises(UserError, match=hint):
+        check_style_files(plain)
     (tmp_path / "weights").mkdir()
-    (tmp_path / style["lora"]).touch()
-    with pytest.raises(UserError, match=r"weights/anything-v4\.5"):
-        check_style_files(style)
-    (tmp_path / style["base"]).mkdir()
-    check_style_files(style)
-
-
-def test_last_is_the_folders_own_checkpoint_or_else_the_newest_beside_it(tmp_path: Path) -> None:
-    run = tmp_path / "c"
-    assert find_checkpoint(None, run) is None
-    with pytest.raises(UserError, match="ckpt_path=last"):
-        find_checkpoint("last", run)
-    with pytest.raises(UserError, match=r"ckpt_path=.*no such file"):
-        find_checkpoint(str(tmp_path / "x.ckpt"), run)
-    paths = [tmp_path / name / "checkpoints" / "last.ckpt" for name in ("a", "b/0")]
-    for age, path in enumerate(paths):
-        path.parent.mkdir(parents=True)
-        path.touch()
-        os.utime(path, (1000 - age, 1000 - age))
-    assert find_checkpoint("last", run) == paths[0]
-    own = run / "checkpoints" / "last.ckpt"
-    own.parent.mkdir(parents=True)
-    own.touch()
-    os.utime(own, (1, 1))
-    assert find_checkpoint("last", run) == own
-    assert find_checkpoint(str(paths[1]), run) == paths[1]
+    (tmp_path / plain["style"]["lora"]).touch()
+    with pytest.raises(UserError, match=r"weights/anything-v4\.5 does not exist; no source is known.*put it there"):
+        check_style_files(plain)
+    (tmp_path / plain["style"]["base"]).mkdir()
+    check_style_files(plain)
+    with pytest.raises(UserError, match=r"mine\.safetensors does not exist; check the path"):
+        check_style_files(composed("style=pixel_art", "style.lora=mine.safetensors"))
+    several = composed("style=cel", "teacher.lora=[{path:weights/3232pixel.safetensors},{path:x.safetensors}]")
+    with pytest.raises(UserError, match=r"teacher\.lora: x\.safetensors does not exist; check the path"):
+        check_style_files(several)
 
 
 def test_the_printed_configuration_is_complete_and_without_surprises() -> None:
@@ -241,3 +257,88 @@ def test_the_printed_configuration_is_complete_and_without_surprises() -> None:
     assert "???" not in text
     for key in ("lambda_freq", "weight", "fake_guidance", "norm", "reduce", "loss_weight", "root"):
         assert f" {key}:" in text
+
+
+def numbers(node: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Key, container and index of every number in a configuration."""
+    for name in list(node) if isinstance(node, dict) else range(len(node)):
+        inside, value = f"{key}.{name}" if key else str(name), node[name]
+        if isinstance(value, (dict, list)):
+            yield from numbers(value, inside)
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            yield inside, node, name
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        (),
+        ("experiment=per_image",),
+        ("experiment=style_lora", "data.root=x"),
+        ("data=folder", "data.root=x", "callbacks=best"),
+        ("+generator.widths=[8,8]", "+generator.encoder_blocks=[1,1]", "+generator.decoder_blocks=[1]"),
+        ("objective=pds",),
+    ],
+    ids=str,
+)
+def test_every_number_has_a_range_of_its_own(command: Sequence[str]) -> None:
+    plain = composed(*command)
+    check_config(plain)
+    without = [key for key, _, _ in numbers(plain) if bound_of(key) is ANY]
+    assert not without, f"{without} have no entry in smsff.bounds.BOUNDS"
+    for key, node, name in list(numbers(plain)):
+        before = node[name]
+        for wrong in (float("nan"), float("inf"), -float("inf"), 10**400, -(10**400)):
+            node[name] = wrong
+            with pytest.raises(UserError, match=re.escape(f"{key}=")):
+                check_bounds(plain)
+        node[name] = before
+    check_bounds(plain)
+
+
+@cache
+def chosen(*groups: str) -> dict[str, Any]:
+    return composed(*groups)
+
+
+@pytest.mark.parametrize(
+    ("groups", "changes", "message"),
+    [
+        (
+            ["generator=latent"],
+            {},
+            r"generator=LatentGenerator holds one picture, and .*data=single",
+        ),
+        (["generator=image", "data=folder", "data.root=x"], {}, r"generator=ImageGenerator.*data=single"),
+        (["data=single"], {"trainer.devices": 2}, r"trainer\.devices=2.*one picture"),
+        (["data=single"], {"trainer.num_nodes": 2}, r"trainer\.num_nodes=2.*one picture"),
+        (["data=single"], {"data.short_side": 4}, r"data\.short_side=4 must be at least data\.multiple=8"),
+        ([], {"steps": 7, "trainer.max_steps": 7, "warmup.steps": 7}, r"steps=7 must be more than warmup\.steps=7"),
+        ([], {"timesteps.t_min": 400, "timesteps.t_max": 300}, r"timesteps\.t_min=400 is above timesteps\.t_max=300"),
+        ([], {"fake_timesteps.t_min": 301, "fake_timesteps.t_max": 300}, r"fake_timesteps\.t_min=301 is above"),
+        ([], {"timesteps.t_max": 1000}, r"timesteps\.t_max=1000: must be at least 0 and at most 999"),
+        ([], {"data.crop_size": 8}, r"data\.crop_size=8 is less than 16, one cell of the generator"),
+        ([], {"data.scale": [0.5, 0.2]}, r"data\.scale=\[0\.5, 0\.2\]: must be two numbers"),
+        ([], {"data.scale": [0.5]}, r"data\.scale=\[0\.5\]: must be two numbers"),
+        ([], {"trainer.strategy": "fsdp"}, r"trainer\.strategy=fsdp: must be one of auto, ddp"),
+        ([], {"trainer.strategy": "deepspeed_stage_2"}, r"trainer\.strategy=deepspeed_stage_2"),
+        ([], {"steps": 9, "trainer.max_steps": 5}, r"trainer\.max_steps=5 is not steps=9"),
+        ([], {"trainer.max_epochs": 3}, r"trainer\.max_epochs=3: must be -1"),
+        ([], {"trainer.gradient_clip_val": 1.0}, r"gradient_clip_val=1\.0: must be none: .*clip_norm"),
+        ([], {"trainer.use_distributed_sampler": True}, r"use_distributed_sampler=True: must be false"),
+        ([], {"trainer.devices": 0}, r"trainer\.devices=0: must be at least 1"),
+        ([], {"trainer.precision": "16-mixed"}, r"trainer\.precision=16-mixed: use 32-true"),
+        (
+            [],
+            {"callbacks.summary.path": "/tmp/x.json"},
+            r"summary\.path=/tmp/x\.json: must lie in the folder",
+        ),
+        ([], {"logger.save_dir": ".."}, r"logger\.save_dir=\.\.: must lie in the folder"),
+    ],
+)
+def test_contradictions_are_found_before_weights(groups: list[str], changes: dict[str, Any], message: str) -> None:
+    check = OmegaConf.create(chosen(*groups))
+    for key, value in changes.items():
+        OmegaConf.update(check, key, value)
+    with pytest.raises(UserError, match=message):
+        check_config(resolve(check))

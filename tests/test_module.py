@@ -12,11 +12,14 @@ from torch.utils.data import DataLoader
 from smsff.errors import UserError
 from smsff.generator.image import ImageGenerator, LatentGenerator
 from smsff.module import Draws, Prompts, StyleMatching
+from smsff.objective.gradient import latent_surrogate
 from smsff.objective.relevance import UniformRelevance
+from smsff.objective.replay import Replay
 from smsff.objective.sms import StyleMatchingObjective
 from smsff.objective.timesteps import Narrowing, Uniform
 from smsff.objective.warmup import ReconstructionWarmup
 from smsff.optimizer import GroupOptions
+from smsff.teacher.condition import Condition
 from smsff.teacher.gaussian import GaussianTeacher
 
 
@@ -109,9 +112,112 @@ def test_the_two_losses_reach_disjoint_parameters_and_nothing_frozen() -> None:
     assert trained == {n for n, _ in module.named_parameters() if n.startswith(("generator.", "fake."))}
     module.zero_grad()
     x = tiny_batch()["image"]
-    fake_only = module.fake_loss(module.generator(x).detach(), Draws(0, 0, range(4), like=x), torch.zeros(4, 1, 1))
+    fake_only = module.fake_loss(
+        module.fake, module.generator(x).detach(), Draws(0, 0, range(4), like=x), Condition(torch.zeros(4, 1, 1))
+    )
     fake_only.backward()
     assert all(parameter.grad is None for parameter in module.generator.parameters())
+
+
+def test_where_decoder_and_encoder_are_the_identity_both_ways_back_to_the_picture_are_one() -> None:
+    gradients = []
+    for way in ("encoder", "decoder"):
+        torch.manual_seed(0)
+        module = tiny_module(warmup=ReconstructionWarmup(steps=0), pullback=way).double()
+        batch = tiny_batch(size=3)
+        batch["image"] = batch["image"].double()
+        gradients.append(step_gradients(module, batch)[1])
+    named = {name for name, gradient in gradients[0].items() if gradient is not None}
+    assert any(name.startswith("generator.") for name in named)
+    for name in named:
+        torch.testing.assert_close(gradients[0][name], gradients[1][name], rtol=1e-9, atol=1e-15)
+
+
+def test_the_decoders_way_follows_a_decoder_that_is_not_the_encoders_inverse() -> None:
+    module = tiny_module(warmup=ReconstructionWarmup(steps=0), pullback="decoder").double()
+    z, y = (torch.randn(2, 3, 6, 9, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    module.teacher.latent.decode = lambda q: 3 * q  # type: ignore[method-assign]
+    step = module.decoded_step(0.5 * z.square().mean(), z, y)
+    torch.testing.assert_close(step, 3 * z.detach())
+    latent_surrogate(y, step).mean().backward()
+    torch.testing.assert_close(y.grad, 3 * z.detach() / z.numel())
+    assert z.grad is None
+
+
+def replaying(**changes: Any) -> StyleMatching:
+    options = {
+        "pullback": "decoder",
+        "warmup": ReconstructionWarmup(steps=0),
+        "replay": Replay(every=3, size=4, draws=1),
+    }
+    return tiny_module(**{**options, **changes})
+
+
+def test_a_target_learned_again_at_once_gives_the_gradient_of_the_step() -> None:
+    replay = Replay(every=3, size=4, draws=1, relaxation=1.7)
+    module, batch = replaying(grid_jitter=3, replay=replay), tiny_batch(size=1)
+    _, gradients = step_gradients(module, batch)
+    module.zero_grad()
+    module.replay_loss(Draws(0, 1, [0], like=batch["image"])).backward()
+    for name, parameter in module.generator.named_parameters():
+        expected = gradients[f"generator.{name}"]
+        torch.testing.assert_close(parameter.grad, expected, rtol=0.02, atol=1e-5)  # kept in 16 bits
+
+
+def test_scores_are_asked_in_every_third_step_and_the_fake_learns_in_every_second() -> None:
+    module = replaying(steps=7, fake_every=2)
+    asked, fakes, moved = [], [], []
+    gradient, loss = module.objective.gradient, module.fake.loss
+    module.objective.__dict__["gradient"] = lambda *a, **k: (asked.append(module.global_step), gradient(*a, **k))[1]
+    module.fake.__dict__["loss"] = lambda *a, **k: (fakes.append(module.global_step), loss(*a, **k))[1]
+    start = [p.detach().clone() for _, p in module.fake.trainable_parameters()]
+
+    class Watch(pl.Callback):
+        def on_train_batch_end(self, *_: Any, **__: Any) -> None:
+            now = [p.detach().clone() for _, p in module.fake.trainable_parameters()]
+            moved.append(any(not torch.equal(a, b) for a, b in zip(start, now, strict=True)))
+            start[:] = now
+
+    options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = pl.Trainer(max_steps=7, accelerator="cpu", enable_model_summary=False, callbacks=[Watch()], **options)
+    trainer.fit(module, DataLoader([tiny_batch(i) for i in range(7)], batch_size=None))
+    assert asked == [0, 3, 6]
+    assert fakes == [0, 2, 4, 6]
+    assert moved == [True, False, True, False, True, False, True]
+    assert module.replay.count == 12
+
+
+def test_what_is_kept_goes_through_a_checkpoint() -> None:
+    module, other = replaying(), replaying()
+    step_gradients(module, tiny_batch())
+    checkpoint: dict[str, Any] = {"state_dict": module.state_dict()}
+    module.on_save_checkpoint(checkpoint)
+    other.on_load_checkpoint(checkpoint)
+    u = torch.tensor([0.1, 0.4, 0.9])
+    for ours, theirs in zip(module.replay.draw(u), other.replay.draw(u), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_relaxation_scales_the_step_that_is_asked_for() -> None:
+    batch, norms = tiny_batch(size=1), []
+    for relaxation in (1.0, 3.0):
+        module = replaying(replay=Replay(every=3, size=4, relaxation=relaxation))
+        torch.manual_seed(0)
+        _, gradients = step_gradients(module, batch)
+        norms.append(gradients["generator.to_rgb.bias"])
+    torch.testing.assert_close(norms[1], 3 * norms[0])
+
+
+def test_what_is_learned_again_must_be_pictures() -> None:
+    with pytest.raises(UserError, match=r"replay\.every=3: .*pullback=decoder"):
+        replaying(pullback="encoder")
+    with pytest.raises(UserError, match="fake_every=0"):
+        tiny_module(fake_every=0)
+
+
+def test_an_unknown_way_back_to_the_picture_is_refused() -> None:
+    with pytest.raises(UserError, match="pullback='both' is not one of encoder, decoder"):
+        tiny_module(pullback="both")
 
 
 def test_duplicating_the_batch_changes_neither_loss_nor_gradient() -> None:
@@ -154,7 +260,7 @@ def test_target_and_source_get_the_same_noise_and_time() -> None:
     teacher = GaussianTeacher()
 
     def record(name: str, score: Any) -> Any:
-        def call(z_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+        def call(z_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
             seen[name] = (z_t, t)
             return score(z_t, t, cond)
 
@@ -169,15 +275,17 @@ def test_target_and_source_get_the_same_noise_and_time() -> None:
 
 
 def test_several_fake_draws_average_their_losses() -> None:
-    x, cond = tiny_batch()["image"], torch.zeros(4, 1, 1)
+    x, cond = tiny_batch()["image"], Condition(torch.zeros(4, 1, 1))
     draws = Draws(0, 5, range(4), like=x)
     one, three = tiny_module(), tiny_module(fake_draws=3)
     losses = []
     for k in range(3):
         t = one.fake_timesteps(draws.uniform(f"fake_t/{k}"), 0, 10)
         losses.append(one.fake.loss(x, draws.normal(f"fake_noise/{k}", (3, 8, 12)), t, cond).mean())
-    assert one.fake_loss(x, draws, cond).item() == pytest.approx(losses[0].item(), rel=1e-6)
-    assert three.fake_loss(x, draws, cond).item() == pytest.approx(torch.stack(losses).mean().item(), rel=1e-6)
+    assert one.fake_loss(one.fake, x, draws, cond).item() == pytest.approx(losses[0].item(), rel=1e-6)
+    assert three.fake_loss(three.fake, x, draws, cond).item() == pytest.approx(
+        torch.stack(losses).mean().item(), rel=1e-6
+    )
 
 
 def test_average_follows_the_weights_after_each_step() -> None:

@@ -34,8 +34,8 @@ def test_two_groups_equal_two_optimizers() -> None:
     own = [group["params"][0] for group in optimizer.param_groups]
     other = [parameter.detach().clone().requires_grad_() for parameter in own]
     apart = [
-        torch.optim.AdamW([other[0]], lr=0.1, betas=(0.5, 0.9), eps=1e-15, weight_decay=0.1),
-        torch.optim.AdamW([other[1]], lr=0.5, eps=1e-15, weight_decay=0.0),
+        torch.optim.AdamW([other[0]], lr=0.1, betas=(0.5, 0.9), eps=1e-15, weight_decay=0.1, fused=True),
+        torch.optim.AdamW([other[1]], lr=0.5, eps=1e-15, weight_decay=0.0, fused=True),
     ]
     for step in range(3):
         for mine, theirs in zip(own, other, strict=True):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from smsff.module import Prompts, StyleMatching
+from smsff.objective.gradient import Predict, Scores
 from smsff.objective.relevance import SemanticRelevance
 from smsff.objective.sms import StyleMatchingObjective
 from smsff.objective.spectrum import SpectrumRegularizer
@@ -34,6 +35,21 @@ class TinyGenerator(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.to_rgb(torch.tanh(self.features(x)))
+
+
+def given_scores(**eps: Tensor | Predict) -> Scores:
+    """Scores with the given predictions, tensors or functions; asking for another one is an error."""
+
+    def score(name: str) -> Predict:
+        value = eps.get(name)
+
+        def predict(z_t: Tensor, t: Tensor, *, scale: float) -> Tensor:
+            assert value is not None, f"asked for {name}"
+            return value if isinstance(value, Tensor) else value(z_t, t, scale=scale)
+
+        return predict
+
+    return Scores(**{name: score(name) for name in ("style", "style_source", "base", "fake")})
 
 
 def tiny_module(**changes: Any) -> StyleMatching:

@@ -1,4 +1,4 @@
-"""Small Stable-Diffusion-1.x-shaped pipelines and LoRA files, built from configurations without any download.
+"""Small Stable Diffusion pipelines and LoRA files, built from configurations without any download.
 
 They have every component a real one has (CLIP text encoder, BPE tokenizer, UNet2DConditionModel, AutoencoderKL,
 scheduler) at reduced width, with random weights, in the folder layout of diffusers.
@@ -7,15 +7,26 @@ scheduler) at reduced width, with random weights, in the folder layout of diffus
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, DDPMScheduler, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderTiny,
+    DDPMScheduler,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+    UNet2DConditionModel,
+)
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from smsff.teacher.families import family_config
+from smsff.teacher.pipeline_config import Family
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 CONVOLUTIONS = ("conv1", "conv2", "proj_in", "proj_out", "downsamplers.0.conv")
@@ -37,13 +48,13 @@ class TinySpec:
     seed: int = 0
 
 
-def build_tokenizer(tokens: int) -> CLIPTokenizer:
+def build_tokenizer(tokens: int, pad: str = "<|endoftext|>") -> CLIPTokenizer:
     """Byte-level BPE over single letters, with two merges, in CLIP's format."""
     letters = [chr(c) for c in range(ord("!"), ord("~") + 1)]
     merges = [("i", "n"), ("t", "h")]
     pieces = letters + [f"{letter}</w>" for letter in letters] + ["in", "th", "<|startoftext|>", "<|endoftext|>"]
     vocab = {piece: i for i, piece in enumerate(pieces)}
-    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=tokens)
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=tokens, pad_token=pad)
 
 
 def build_text_encoder(spec: TinySpec, vocab_size: int) -> CLIPTextModel:
@@ -108,11 +119,7 @@ def build_pipeline(folder: Path, spec: TinySpec = TinySpec()) -> Path:
             "unet": build_unet(spec),
             "vae": build_vae(spec),
         }
-        for name, model in models.items():
-            for parameter in model.parameters():
-                if parameter.ndim == 1:
-                    parameter.data.add_(0.1 * torch.randn_like(parameter))
-            model.save_pretrained(folder / name)
+        save_models(folder, models)
     tokenizer.save_pretrained(folder / "tokenizer")
     scheduler = DDPMScheduler(
         beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, prediction_type=spec.prediction_type
@@ -123,7 +130,62 @@ def build_pipeline(folder: Path, spec: TinySpec = TinySpec()) -> Path:
     return folder
 
 
-def write_model_index(folder: Path, class_name: str, components: dict[str, list[str]]) -> None:
+def save_models(folder: Path, models: dict[str, Any]) -> None:
+    for name, model in models.items():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.data.add_(0.1 * torch.randn_like(parameter))
+        model.save_pretrained(folder / name)
+
+
+def build_family(folder: Path, family: Family, *, seed: int = 0, tokens: int = 20) -> Path:
+    """Write a pipeline with the published structure of Stable Diffusion 1.5, 2.1 or SDXL at a twentieth of its width.
+
+    Block types, layers of a block, layout of the attention heads, linear or convolutional projections, kind and number
+    of text encoders with their activations, conditions, scheduler and scaling are the published ones.
+    """
+    config = family_config(family)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        pads = {"sd1": ("<|endoftext|>",), "sd2": ("!",), "sdxl": ("<|endoftext|>", "!")}[family]
+        tokenizers = [build_tokenizer(tokens, pad) for pad in pads]
+        texts = [
+            dict(text) | {"hidden_size": 16 + 8 * i, "intermediate_size": 48, "projection_dim": 20}
+            | {"num_hidden_layers": 3, "num_attention_heads": 2, "max_position_embeddings": tokens}
+            | {"vocab_size": len(t)}
+            for i, (text, t) in enumerate(zip(config.text_encoders, tokenizers, strict=True))
+        ]  # fmt: skip
+        unet = dict(config.unet) | {
+            "block_out_channels": [c // 20 for c in config.unet["block_out_channels"]],
+            "norm_num_groups": 4,
+            "cross_attention_dim": sum(text["hidden_size"] for text in texts),
+            "attention_head_dim": 4 if family == "sd1" else [1, 2, 4, 4][: len(config.unet["block_out_channels"])],
+        }
+        if family == "sdxl":
+            sizes = {"addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 6 * 8 + 20}
+            unet |= sizes | {"transformer_layers_per_block": [1, 2, 3]}
+        vae = dict(config.vae) | {"block_out_channels": [8, 16, 16, 16], "norm_num_groups": 4}
+        kinds = (CLIPTextModel, CLIPTextModelWithProjection)
+        models: dict[str, Any] = {
+            "unet": UNet2DConditionModel.from_config(unet),
+            "vae": AutoencoderKL.from_config(vae),
+        }
+        for i, text in enumerate(texts):
+            models[f"text_encoder{'_2' * i}"] = kinds[i](CLIPTextConfig.from_dict(text))
+        save_models(folder, models)
+    for i, tokenizer in enumerate(tokenizers):
+        tokenizer.save_pretrained(folder / f"tokenizer{'_2' * i}")
+    kind = {"sd1": PNDMScheduler, "sd2": DDPMScheduler, "sdxl": EulerDiscreteScheduler}[family]
+    kind.from_config(dict(config.scheduler)).save_pretrained(folder / "scheduler")
+    names = {name: ["diffusers" if name in ("unet", "vae") else "transformers", type(m).__name__]
+             for name, m in models.items()}  # fmt: skip
+    names |= {f"tokenizer{'_2' * i}": ["transformers", "CLIPTokenizer"] for i in range(len(texts))}
+    names["scheduler"] = ["diffusers", kind.__name__]
+    write_model_index(folder, "StableDiffusionXLPipeline" if family == "sdxl" else "StableDiffusionPipeline", names)
+    return folder
+
+
+def write_model_index(folder: Path, class_name: str, components: Mapping[str, Sequence[str | None]]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     index = {"_class_name": class_name, "_diffusers_version": "0.30.0", **components}
     (folder / "model_index.json").write_text(json.dumps(index, indent=2))

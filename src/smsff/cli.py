@@ -1,7 +1,7 @@
-"""The command `smsff stylize MODEL INPUT... --out DIR`.
+"""The command `smsff`: stylize images with a trained model; fetch and check the weights that a training needs.
 
-Exit status: 0 all images stylized, 1 some image could not be (it is named, the others are done), 2 bad usage (nothing
-was done), 130 interrupted.
+Exit status of all: 0 done, 1 something is missing or some input could not be used (it is named, the others are done),
+2 bad usage (nothing was done), 130 interrupted.
 """
 
 from __future__ import annotations
@@ -11,29 +11,92 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from smsff import __version__
+from smsff import __version__, evaluate
+from smsff.data import caption_model
 from smsff.errors import UserError
+from smsff.report import command as report_command
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    top = argparse.ArgumentParser(prog="smsff", description="Stylize images with a model trained by smsff.")
+    """The command line; each command's function is in ``run``."""
+    top = argparse.ArgumentParser(
+        prog="smsff", description="Stylize images with a model trained by smsff; prepare a training (train.py)."
+    )
     top.add_argument("--version", action="version", version=f"smsff {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_stylize(commands)
+    _add_fetch(commands)
+    _add_doctor(commands)
+    _add_caption(commands)
+    evaluate.add_command(commands)
+    report_command.add_command(commands)
+    return top
+
+
+def _add_stylize(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     stylize = commands.add_parser(
         "stylize",
         help="stylize images and folders of images",
         description="Stylize images and folders of images, of any size. Names and folders are kept below --out.",
         epilog="Exit status: 0 all done, 1 some images could not be stylized (they are named), 2 bad usage.",
     )
-    stylize.add_argument("model", metavar="MODEL", help="folder written by export.py (model.safetensors, config.json)")
+    stylize.set_defaults(run=run_stylize)
+    stylize.add_argument("model", metavar="MODEL", help="folder written by export.py, or an .onnx file")
     stylize.add_argument("inputs", metavar="INPUT", nargs="+", help="image, or folder that is searched for images")
     stylize.add_argument("--out", metavar="DIR", required=True, help="folder for the results")
-    stylize.add_argument("--tile", metavar="N", type=_count, help="tile size in pixels, 0: never tile (default 1024)")
+    stylize.add_argument(
+        "--tile", metavar="N", type=_count, help="tile size in pixels, 0: never (default 4096, ONNX 1024)"
+    )
     stylize.add_argument("--threads", metavar="N", type=_positive, help="CPU threads (default: all cores)")
     stylize.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to compute (default cpu)")
+    stylize.add_argument(
+        "--max-pixels", metavar="N", type=_positive, help="leave out larger images, unread (default 150000000)"
+    )
     stylize.add_argument("--overwrite", action="store_true", help="replace results that exist")
-    return top
+
+
+def _add_fetch(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser(
+        "fetch",
+        help="bring the weights that a training needs",
+        description="Bring the weights that `python train.py OVERRIDE...` needs: resumed, verified, in place only when "
+        "whole. Hashes that were not known are recorded in weights.lock.json and enforced from then on.",
+        epilog="Exit status: 0 everything is there, 1 something is missing (it is named), 2 bad usage.",
+    )
+    command.set_defaults(run=run_fetch)
+    _add_overrides(command)
+    command.add_argument("--dry-run", action="store_true", help="say what would be fetched, and fetch nothing")
+
+
+def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser(
+        "doctor",
+        help="say what a training would find missing",
+        description="Say in seconds what `python train.py OVERRIDE...` would find missing: weights, data, graphics "
+        "card, memory, room on the disk. Nothing is loaded, fetched or written.",
+        epilog="Exit status: 0 nothing is missing, 1 something is (it is named, with what to do), 2 bad usage.",
+    )
+    command.set_defaults(run=run_doctor)
+    _add_overrides(command)
+    command.add_argument("--verify", action="store_true", help="compute the hashes of the weights, seconds for each GB")
+    command.add_argument("--json", action="store_true", help="print the report as JSON")
+
+
+def _add_caption(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser(
+        "caption",
+        help="write captions for a folder of pictures",
+        description="Write captions for a folder of pictures to its metadata.jsonl, with a captioning model. Pictures "
+        "that have a caption are skipped, so a run that was ended goes on where it stopped.",
+        epilog="Exit status: 0 all done, 1 some pictures could not be read (they are named), 2 bad usage.",
+    )
+    command.set_defaults(run=caption_model.run)
+    caption_model.add_arguments(command)
+
+
+def _add_overrides(command: argparse.ArgumentParser) -> None:
+    command.add_argument("overrides", metavar="OVERRIDE", nargs="*", help="as for train.py, such as style=ghibli")
+    command.add_argument("--conf", metavar="DIR", help="folder of the configuration (default: conf in this folder)")
 
 
 def _count(text: str) -> int:
@@ -52,9 +115,14 @@ def _positive(text: str) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    arguments = parser().parse_args(argv)
+    top = parser()
+    arguments, rest = top.parse_known_args(argv)
+    if rest and ("overrides" not in arguments or any(text.startswith("-") for text in rest)):
+        top.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:  # argparse takes positional arguments from one place only: here they are those after an option
+        arguments.overrides += rest
     try:
-        return stylize(arguments)
+        return int(arguments.run(arguments))
     except UserError as error:
         print(f"smsff: {error}", file=sys.stderr)
         return 2
@@ -63,13 +131,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def stylize(arguments: argparse.Namespace) -> int:
+def run_stylize(arguments: argparse.Namespace) -> int:
     """Stylize every input; one that fails is named and does not stop the others."""
     import torch  # here and below: --help should not wait for torch
     from rich.console import Console
     from rich.progress import track
 
-    from smsff.data.images import load_image, printable
+    from smsff.data.images import MAX_PIXELS, load_image, printable
     from smsff.stylize.files import plan, save_image
     from smsff.stylize.stylizer import load_stylizer
 
@@ -83,7 +151,8 @@ def stylize(arguments: argparse.Namespace) -> int:
     console, failed = Console(stderr=True, soft_wrap=True), 0
     for source, result in track(jobs, description="stylizing", console=console, transient=True):
         try:
-            save_image(stylizer(load_image(source)[None])[0], result)
+            picture = load_image(source, max_pixels=arguments.max_pixels or MAX_PIXELS)
+            save_image(stylizer(picture[None])[0], result)
         except (UserError, OSError, RuntimeError) as error:  # RuntimeError: out of memory, among others
             reason = str(error).splitlines()[0]
             named = reason if printable(source) in reason else f"{printable(source)}: {reason}"
@@ -91,6 +160,20 @@ def stylize(arguments: argparse.Namespace) -> int:
             failed += 1
     print(f"{len(jobs) - failed} of {len(jobs)} images stylized, in {printable(Path(arguments.out))}")
     return 1 if failed else 0
+
+
+def run_fetch(arguments: argparse.Namespace) -> int:
+    """Fetch weights."""
+    from smsff.weights.fetch import fetch
+
+    return fetch(arguments.overrides, conf=arguments.conf, dry_run=arguments.dry_run)
+
+
+def run_doctor(arguments: argparse.Namespace) -> int:
+    """Look at weights, data and machine."""
+    from smsff.weights.doctor import doctor
+
+    return doctor(arguments.overrides, conf=arguments.conf, verify=arguments.verify, as_json=arguments.json)
 
 
 if __name__ == "__main__":

@@ -7,26 +7,28 @@ below: unknown keys, missing keys and wrong types are refused by name, with the 
 from __future__ import annotations
 
 import collections.abc
-import difflib
+import dataclasses
 import inspect
-import pkgutil
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException, UnsupportedInterpolationType
 
-from smsff.errors import UserError
+from smsff.bounds import check_bounds
+from smsff.contradictions import check_contradictions
+from smsff.errors import UserError, shown
+from smsff.slurm import run_name
+from smsff.trust import asset, find_target, limit_resolvers, nearest, targets_of
 
-ASSETS = Path(__file__).parent / "assets"
-ALLOWED_TARGETS = ("smsff.", "lightning.pytorch.", "torch.")
-RESERVED = ("_target_", "_partial_", "_recursive_", "_convert_")
+RESERVED = ("_target_", "_partial_")
 
-OmegaConf.register_new_resolver("asset", lambda name: str(ASSETS / name), replace=True)
+OmegaConf.register_new_resolver("asset", asset, replace=True)
+OmegaConf.register_new_resolver("run_name", run_name, use_cache=True, replace=True)
 
 
 @dataclass(kw_only=True)
@@ -40,9 +42,8 @@ class Style:
         lora: The LoRA file.
         strength: Factor on the LoRA.
         base: Model the LoRA is applied to (folder or hub id); None is the teacher's own base.
-        resolution: Side in pixels of the pictures that the base was made for.
-        page: Where the LoRA can be had, if it does not come with the package.
-        base_page: Where the base can be had, if ``base`` is a local folder.
+        resolution: Side in pixels of a training crop; the base's own by default.
+        page: About the LoRA, for people, if it does not come with the package.
     """
 
     name: str
@@ -53,7 +54,28 @@ class Style:
     base: str | None = None
     resolution: int
     page: str | None = None
-    base_page: str | None = None
+
+
+@dataclass(kw_only=True)
+class Weight:
+    """Where one file or model of the shipped configuration comes from (``weights.<key>`` is about ``teacher.<key>``).
+
+    Attributes:
+        name: The file, folder or hub id that it speaks of; what else the key may be set to is the user's own.
+        source: An http(s) URL of one file; ``hub`` (``name`` is a hub id); ``package`` (comes with smsff); None if
+            there is no source that could be named.
+        size: Bytes, enforced; None where not known for certain.
+        sha256: Of the file, enforced; None where not known for certain.
+        licence: Name of the licence; None where not known for certain: then ``page`` has the terms.
+        page: About the weights, for people.
+    """
+
+    name: str
+    source: str | None
+    size: int | None = None
+    sha256: str | None = None
+    licence: str | None = None
+    page: str | None = None
 
 
 @dataclass(kw_only=True)
@@ -61,16 +83,26 @@ class Tuned:
     """Numbers that hang on the teacher, not on the method; the groups below take them as their defaults.
 
     Attributes:
-        t_max: Largest t of the style score: in SD's schedule for other latents the same t hides more or less.
+        resolution: Side in pixels of the pictures that the base was made for.
+        t_floor: Where narrowing stops.
+        t_min, t_max: Smallest and largest t of the style score; in SD's schedule for other latents the same t hides
+            more or less.
         scale: Side of a training crop's window as a fraction of the shorter side of the image, (low, high).
         fake_rank, fake_alpha, fake_layers: Size and places of the fake score's LoRA.
+        pullback: How steps in latent space reach the picture, encoder or decoder.
+        replay_every: Optimizer steps for one evaluation of the scores.
     """
 
+    resolution: int
+    t_min: int
     t_max: int
+    t_floor: int
     scale: Sequence[float]
     fake_rank: int
     fake_alpha: float
     fake_layers: Sequence[str]
+    pullback: str
+    replay_every: int
 
 
 @dataclass(kw_only=True)
@@ -80,43 +112,70 @@ class OptimizerGroups:
 
 
 @dataclass(kw_only=True)
-class TrainConfig:
-    """The top level of ``conf/train.yaml``."""
+class AnyTraining:
+    """What the configuration of every training has at its top level."""
 
-    style: Style
-    tuned: Tuned
+    weights: dict
     teacher: dict
-    generator: dict
-    objective: dict
-    regularizer: dict
-    relevance: dict
-    timesteps: dict
-    fake_timesteps: dict
-    fake_score: dict
-    warmup: dict
     prompts: dict
-    optimizer: OptimizerGroups
+    timesteps: dict
     data: dict
     trainer: dict
     logger: dict | None
     callbacks: dict
     seed: int
     steps: int
-    fake_draws: int
-    ema_decay: float
-    grid_jitter: int
     log_every: int
     sample_every: int
     checkpoint_every: int
+    checkpoint_keep: int
+    max_bad_steps: int
+    process_timeout: float
     run_dir: str
     ckpt_path: str | None
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A sentence naming the closest of the known names, or all of them if none is close."""
-    names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return f"nearest: {close[0]}" if close else f"known: {', '.join(names)}"
+@dataclass(kw_only=True)
+class TrainConfig(AnyTraining):
+    """The top level of ``conf/train.yaml`` with ``task: style_matching``."""
+
+    task: Literal["style_matching"]
+    style: Style
+    tuned: Tuned
+    generator: dict
+    objective: dict
+    regularizer: dict
+    relevance: dict
+    fake_timesteps: dict
+    fake_score: dict
+    warmup: dict
+    optimizer: OptimizerGroups
+    fake_draws: int
+    fake_every: int
+    replay: dict
+    ema_decay: float
+    grid_jitter: int
+    pullback: str
+    speed: dict
+
+
+@dataclass(kw_only=True)
+class LoraOptimizerGroups:
+    unet: dict
+    text: dict
+
+
+@dataclass(kw_only=True)
+class StyleLoraConfig(AnyTraining):
+    """The top level of ``conf/train.yaml`` with ``task: style_lora``."""
+
+    task: Literal["style_lora"]
+    name: str
+    lora: dict
+    loss: dict
+    held_out: dict
+    samples: dict
+    optimizer: LoraOptimizerGroups
 
 
 def fits(value: Any, kind: Any) -> bool:
@@ -130,6 +189,8 @@ def fits(value: Any, kind: Any) -> bool:
         return True
     if kind is None or kind is type(None):
         return value is None
+    if dataclasses.is_dataclass(kind):
+        return isinstance(value, Mapping)
     if isinstance(value, Mapping) and "_target_" in value:
         return kind not in (bool, int, float, str)
     if kind is float:
@@ -174,7 +235,10 @@ def check_arguments(
     Raises:
         UserError: unknown or missing key, wrong type.
     """
-    parameters = inspect.signature(target).parameters
+    try:
+        parameters = inspect.signature(target).parameters
+    except ValueError:  # some classes written in C tell nothing
+        return
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     try:
         hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
@@ -184,12 +248,14 @@ def check_arguments(
         key = f"{prefix}.{name}" if prefix else name
         if name in RESERVED:
             continue
+        if not isinstance(name, str):
+            raise UserError(f"{key}: a key must be a text, not {shown(name)}")
         if name not in parameters:
             if takes_any:
                 continue
             raise UserError(f"{key}: there is no such key; {nearest(name, parameters)}")
         if name in hints and not fits(value, hints[name]):
-            raise UserError(f"{key}={value!r}: must be {spelled(hints[name])}")
+            raise UserError(f"{key}={shown(value)}: must be {spelled(hints[name])}")
     required = [
         n for n, p in parameters.items() if p.default is p.empty and p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
     ]
@@ -198,26 +264,18 @@ def check_arguments(
         raise UserError(f"{prefix or 'the configuration'}: {', '.join(missing)} missing")
 
 
-def find_target(name: str, key: str) -> Callable[..., Any]:
-    """What a ``_target_`` names.
+def check_targets(node: Any, prefix: str) -> None:
+    """Hold every node with a ``_target_`` in a tree of plain containers against what it names.
 
     Raises:
-        UserError: it lies outside the packages that a configuration may use, or cannot be imported.
+        UserError: a target that its place does not have, or arguments that it does not take.
     """
-    if not name.startswith(ALLOWED_TARGETS):
-        raise UserError(f"{key}={name}: targets must lie in {', '.join(p.rstrip('.') for p in ALLOWED_TARGETS)}")
-    try:
-        return pkgutil.resolve_name(name)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"{key}={name}: cannot be imported ({error})") from error
-
-
-def check_targets(node: Any, prefix: str) -> None:
-    """`check_arguments` for every node with a ``_target_`` in a tree of plain containers."""
     if isinstance(node, Mapping):
         if "_target_" in node:
-            target = find_target(node["_target_"], f"{prefix}._target_")
+            target = find_target(node, prefix)
             check_arguments(target, node, prefix, partial=bool(node.get("_partial_")))
+        elif targets_of(prefix) and not (prefix == "logger" and not node):
+            raise UserError(f"{prefix}._target_ missing: {nearest('', targets_of(prefix))}")
         for name, value in node.items():
             check_targets(value, f"{prefix}.{name}" if prefix else str(name))
     elif isinstance(node, list):
@@ -225,19 +283,50 @@ def check_targets(node: Any, prefix: str) -> None:
             check_targets(value, f"{prefix}.{index}")
 
 
+def check_text(node: Any, key: str = "") -> None:
+    """Refuse text that would be a reference the next time it is read (``\\${...}``), or that no file name can hold.
+
+    Raises:
+        UserError: names the key.
+    """
+    if isinstance(node, Mapping):
+        for name, value in node.items():
+            check_text(str(name), f"{key}.{name!r}" if key else repr(name))
+            check_text(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(node, list):
+        for index, value in enumerate(node):
+            check_text(value, f"{key}.{index}")
+    elif isinstance(node, str):
+        if "${" in node:
+            raise UserError(f"{key}={shown(node)}: ${{ must not stand in a text")
+        if "\0" in node:
+            raise UserError(f"{key}={shown(node)}: a zero byte must not stand in a text")
+
+
 def resolve(cfg: DictConfig) -> dict[str, Any]:
     """The configuration as plain containers, every reference followed.
 
     Raises:
-        UserError: a key that must be given has no value, or a reference leads nowhere.
+        UserError: a key that must be given has no value, or a reference leads nowhere or to what it may not read.
     """
-    missing = sorted(str(key) for key in OmegaConf.missing_keys(cfg))
-    if missing:
-        raise UserError(f"{', '.join(missing)}: no value given; add {missing[0]}=... to the command")
+    limit_resolvers()
     try:
+        missing = sorted(str(key) for key in OmegaConf.missing_keys(cfg))
+        if missing:
+            raise UserError(f"{', '.join(missing)}: no value given; add {missing[0]}=... to the command")
         plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except UnsupportedInterpolationType as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{error.full_key}: {reason}: not in a configuration, unless SMSFF_ALLOW permits it") from error
     except OmegaConfBaseException as error:
+        if isinstance(error.__cause__, UserError):
+            raise UserError(f"{error.full_key}: {error.__cause__}") from error
         raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+    except RecursionError as error:
+        raise UserError(
+            "the references of the configuration go round in circles, or it is nested too deeply"
+        ) from error
+    check_text(plain)
     assert isinstance(plain, dict)
     return typing.cast(dict[str, Any], plain)
 
@@ -248,59 +337,58 @@ def check_config(plain: Mapping[str, Any]) -> None:
     Raises:
         UserError: names the key.
     """
-    check_arguments(TrainConfig, plain, "")
-    check_arguments(Style, plain["style"], "style")
-    check_arguments(Tuned, plain["tuned"], "tuned")
-    check_arguments(OptimizerGroups, plain["optimizer"], "optimizer")
+    if plain.get("task") == "style_lora":
+        check_arguments(StyleLoraConfig, plain, "")
+        check_arguments(LoraOptimizerGroups, plain["optimizer"], "optimizer")
+    else:
+        check_arguments(TrainConfig, plain, "")
+        check_arguments(Style, plain["style"], "style")
+        check_arguments(Tuned, plain["tuned"], "tuned")
+        check_arguments(OptimizerGroups, plain["optimizer"], "optimizer")
+    for key, weight in plain["weights"].items():
+        if not isinstance(weight, Mapping):
+            raise UserError(f"weights.{key}={shown(weight)}: must be a node with name, source and so on")
+        check_arguments(Weight, weight, f"weights.{key}")
     check_targets(plain, "")
-    for key in ("steps", "log_every", "sample_every", "checkpoint_every"):
-        if plain[key] < 1:
-            raise UserError(f"{key}={plain[key]}: must be at least 1")
-    precision = plain["trainer"].get("precision", "32-true")
-    if "16-true" in str(precision) or str(precision) in ("16", "16-mixed"):
-        raise UserError(
-            f"trainer.precision={precision}: use 32-true, 64-true or bf16-mixed; teacher.dtype may be float16"
-        )
+    check_bounds(plain)
+    check_contradictions(plain)
 
 
-def check_style_files(style: Mapping[str, Any]) -> None:
-    """Whether the files of a style are there.
+def check_style_files(plain: Mapping[str, Any]) -> None:
+    """Whether the local files of a style are there.
+
+    Args:
+        plain: The whole configuration.
 
     Raises:
         UserError: says which file is missing, where to get it and where to put it.
     """
-    lora = Path(style["lora"])
-    if not lora.is_file():
-        source = f"download it from {style['page']} and save it as {lora}" if style.get("page") else "check the path"
-        raise UserError(f"style.lora: {lora} does not exist; {source} (relative to {Path.cwd()})")
-    base = style.get("base")
-    if base and style.get("base_page") and not Path(base).is_dir():
-        raise UserError(
-            f"style.base: the folder {base} does not exist; get the model from {style['base_page']}, convert it to the "
-            "diffusers format if it is a single file, and put it there"
-        )
+    style, known, base = plain["style"], plain["weights"], plain["style"].get("base")
+    for lora in lora_paths(plain["teacher"].get("lora")):
+        if not Path(lora).expanduser().is_file():
+            key = "style.lora" if lora == style["lora"] else "teacher.lora"
+            raise UserError(f"{key}: {lora} does not exist; {_where_from('lora', lora, style, known)}")
+    local = "style_base" in known and known["style_base"]["name"] == base and known["style_base"]["source"] != "hub"
+    if base and local and not Path(base).exists():
+        raise UserError(f"style.base: {base} does not exist; {_where_from('style_base', base, style, known)}")
 
 
-def find_checkpoint(wanted: str | None, run_dir: Path) -> Path | None:
-    """The file that ``ckpt_path`` means.
+def lora_paths(value: Any) -> list[str]:
+    """The files that ``teacher.lora`` names: none, one path, or a list of ``{path: FILE, strength: NUMBER}``."""
+    if value is None:
+        return []
+    entries = [value] if isinstance(value, (str, Mapping)) else value
+    return [str(one["path"]) if isinstance(one, Mapping) and "path" in one else str(one) for one in entries]
 
-    ``last`` is ``checkpoints/last.ckpt`` of the run folder itself (to go on in the same folder), or else the newest one
-    of the runs beside it (to go on from there in a new folder).
 
-    Raises:
-        UserError: nothing is there.
-    """
-    if wanted is None:
-        return None
-    if wanted != "last":
-        path = Path(wanted)
-        if not path.is_file():
-            raise UserError(f"ckpt_path={wanted}: there is no such file")
-        return path.resolve()
-    own = run_dir / "checkpoints" / "last.ckpt"
-    if own.is_file():
-        return own.resolve()
-    beside = [p for depth in ("*", "*/*") for p in run_dir.parent.glob(f"{depth}/checkpoints/last.ckpt")]
-    if not beside:
-        raise UserError(f"ckpt_path=last: no checkpoints/last.ckpt in {run_dir} or in a run beside it")
-    return max(beside, key=lambda path: path.stat().st_mtime).resolve()
+def _where_from(key: str, name: str, style: Mapping[str, Any], known: Mapping[str, Any]) -> str:
+    """What to do about a missing file: the command that fetches it, and the page and place for doing it by hand."""
+    weight = known.get(key)
+    relative = f"(relative to {Path.cwd()})"
+    if weight is None or weight["name"] != name:
+        return f"check the path {relative}"
+    page = weight.get("page")
+    by_hand = f"download it from {page} and save it as {name} {relative}" if page else f"put it there {relative}"
+    if weight["source"] is None:
+        return f"no source is known: get it from a place that you trust and {by_hand}"
+    return f"run `smsff fetch style={style['name']}`, or {by_hand}"

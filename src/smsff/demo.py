@@ -27,7 +27,6 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from smsff.callbacks.summary import write_json
-from smsff.config import find_target
 from smsff.data.folder import BUNDLED
 from smsff.data.images import find_images, load_image
 from smsff.data.known_styles import STYLES
@@ -37,6 +36,7 @@ from smsff.metrics.controls import choose_t0, img2img, train_paired
 from smsff.metrics.table import CEILING, IMG2IMG, NOTHING, OURS, TONE_CURVE, Table
 from smsff.stylize.stylizer import Stylizer, load_stylizer
 from smsff.teacher.score import Teacher
+from smsff.trust import find_target
 
 T0_CANDIDATES = (100, 200, 300, 400, 500)
 CEILING_STEPS = 800
@@ -82,7 +82,8 @@ class Run:
     def build(self, key: str, **overrides: Any) -> Any:
         """What a node of the configuration describes."""
         node = {**self.config[key], **overrides}
-        return find_target(node.pop("_target_"), f"{key}._target_")(**node)
+        target = find_target(node, key)
+        return target(**{name: value for name, value in node.items() if name != "_target_"})
 
     @property
     def prompt(self) -> str:
@@ -114,12 +115,15 @@ def stylized_by_teacher(run: Run, photos: Mapping[str, Tensor]) -> tuple[dict[st
 
 
 def paired_network(run: Run, steps: int) -> tuple[Stylizer, dict[str, Any]]:
-    """The run's architecture trained on true pairs of the run's training crops."""
+    """The run's architecture trained on true pairs of the run's training crops, in the run's precision."""
     torch.manual_seed(run.config["seed"])
     generator = run.build("generator")
+    half = str(run.config.get("trainer", {}).get("precision")).startswith("bf16")
+    if run.config.get("speed", {}).get("channels_last"):
+        generator = generator.to(memory_format=torch.channels_last)
     start = time.monotonic()
     loader = run.build("data", steps=steps).train_dataloader()
-    loss = train_paired(generator, (batch["image"] for batch in loader), run.operator, steps=steps)
+    loss = train_paired(generator, (batch["image"] for batch in loader), run.operator, steps=steps, half=half)
     return Stylizer(generator), {"steps": steps, "l1": loss, "seconds": round(time.monotonic() - start, 1)}
 
 

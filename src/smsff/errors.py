@@ -3,3 +3,29 @@
 
 class UserError(ValueError):
     """Bad input: the message names the config key or the file and says what to do; shown without a traceback."""
+
+
+class RunError(RuntimeError):
+    """A fault that ended a run: one sentence, without a traceback, and an exit status of its own.
+
+    Attributes:
+        status: Exit status, one of those below.
+    """
+
+    NUMBERS = 1
+    STORAGE = 3
+    PROCESS = 4
+    MEMORY = 5
+
+    def __init__(self, message: str, *, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def shown(value: object) -> str:
+    """A value as it stands in a message: on one line, and short whatever it is."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits, or something nested without end
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= 200 else f"{text[:200]}..."

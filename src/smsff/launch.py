@@ -11,9 +11,10 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -21,7 +22,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import MissingConfigException
 from omegaconf import OmegaConf
 
-from smsff.config import nearest
+from smsff import processes, slurm
+from smsff.trust import nearest
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
 
 RANK_VARIABLES = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")
 STARTED_BY_OTHERS = "LOCAL_RANK" in os.environ
@@ -29,6 +34,9 @@ STARTED_BY_OTHERS = "LOCAL_RANK" in os.environ
 
 
 def is_main_process() -> bool:
+    """Whether this is the first of all processes of the run, whoever started them."""
+    if slurm.in_job() and "LOCAL_RANK" not in os.environ:
+        return os.environ.get("SLURM_PROCID", "0") == "0"
     return os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("NODE_RANK", "0") == "0"
 
 
@@ -56,19 +64,37 @@ def child_command(script: Path, local_rank: int, *, replace: Mapping[str, str] |
 
 
 def use_child_command(script: Path, *, replace: Mapping[str, str] | None = None) -> None:
-    """Make Lightning start further processes with `child_command`; the arguments are the same."""
+    """Make Lightning start further processes with `child_command`, and watch them with `processes`."""
     from lightning.pytorch.strategies.launchers import subprocess_script
+
+    processes.watch_main()
+    if is_main_process():
+        os.environ[processes.MAIN_PROCESS] = str(os.getpid())
 
     def command(local_rank: int) -> tuple[list[str], str]:
         return child_command(script, local_rank, replace=replace), os.getcwd()
 
     subprocess_script._hydra_subprocess_cmd = command
+    subprocess_script._launch_process_observer = processes.watch_children
 
 
-def end_of_job() -> None:
-    """Leave the process group and forget the ranks, so that the next job of a sweep starts its own children."""
+def limit_waiting(trainer: pl.Trainer, *, seconds: float) -> None:
+    """Let a process that waits for another give up after so many seconds (Lightning and torch wait for 30 minutes)."""
+    from lightning.pytorch.strategies import DDPStrategy
+
+    if isinstance(trainer.strategy, DDPStrategy):
+        trainer.strategy._timeout = timedelta(seconds=seconds)
+
+
+def end_of_job(*, grace: float = 60.0) -> None:
+    """Leave the process group and forget the ranks, so that the next job of a sweep starts its own children.
+
+    Args:
+        grace: Seconds that the children have to end.
+    """
     import torch.distributed
 
+    processes.end_children(grace=grace)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     if not STARTED_BY_OTHERS:
@@ -85,8 +111,14 @@ def flat_keys(node: Any, prefix: str = "") -> Iterator[str]:
             yield from flat_keys(value, key)
 
 
-def explain(error: Exception, *, config_dir: Path, config_name: str) -> str:
-    """A message for a command line that Hydra could not turn into a configuration, with the nearest valid name."""
+def explain(error: Exception, *, config_dir: Path, config_name: str, words: Sequence[str] = ()) -> str:
+    """A message for a command line that Hydra could not turn into a configuration, with the nearest valid name.
+
+    Args:
+        error: What Hydra raised.
+        config_dir, config_name: Of the configuration.
+        words: The command line: which task it chooses decides which keys there are.
+    """
     text = str(error)
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
@@ -98,7 +130,8 @@ def explain(error: Exception, *, config_dir: Path, config_name: str) -> str:
     key = found.group(1).partition("=")[0].partition("@")[0]
     GlobalHydra.instance().clear()
     with initialize_config_dir(config_dir=str(config_dir), version_base="1.3"):
-        known = set(flat_keys(OmegaConf.to_container(compose(config_name))))
+        chosen = [word for word in words if re.fullmatch(r"(task|experiment)=style_lora", word)]
+        known = set(flat_keys(OmegaConf.to_container(compose(config_name, overrides=chosen))))
     groups = {str(path.relative_to(config_dir)) for path in config_dir.iterdir() if path.is_dir()}
     if key in known:
         return f"{key}: {text.strip().splitlines()[0]}"

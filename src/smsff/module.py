@@ -5,13 +5,15 @@ x --G--> y --encoder--> z --add noise(t)--> z_t --> eps_style   (style LoRA, fro
 '--encoder--> z_src ----+--add noise(t)--> z_src_t --> eps_base, twice (edit and empty prompt) --> relevance m
                         v
 g = m * w(t) * (eps_style - eps_fake)       L = 1/2 mean((z - sg(z - g))^2) + lambda * spectrum(z, z_src, t)
+
+This is style matching; other objectives (docs/objectives.md) ask other scores for their g, and not all train a fake.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast, get_args
 
 import lightning.pytorch as pl
 import torch
@@ -22,13 +24,20 @@ from torch.optim.swa_utils import AveragedModel
 
 from smsff import __version__
 from smsff.errors import UserError
+from smsff.figures import of_whole_batch
 from smsff.generator.image import ImageGenerator
-from smsff.objective.sms import StyleMatchingObjective, latent_surrogate
+from smsff.numerics import StepGuard, spread
+from smsff.objective.gradient import Noised, Objective, Predict, Scores, latent_surrogate
+from smsff.objective.pullback import Pullback, decoded_step
+from smsff.objective.relevance_cache import CachedRelevance, View
+from smsff.objective.replay import Replay
 from smsff.objective.warmup import ReconstructionWarmup
-from smsff.optimizer import GroupOptions, build_optimizer, build_schedule, clip_groups, ema_with_warmup
+from smsff.optimizer import GroupOptions, build_optimizer, build_schedule, clip_groups, update_average
 from smsff.randomness import keyed_rand, keyed_randn
+from smsff.speed import PLAIN, Speed, sent
+from smsff.teacher.condition import Condition
 from smsff.teacher.latent import translate
-from smsff.teacher.score import Teacher, guided
+from smsff.teacher.score import Score, Teacher, guided, guided_with_graph
 
 PREVIEW_SIZE = 512
 """Longest side, in pixels, at which the relevance map of a validation picture is computed."""
@@ -37,9 +46,11 @@ PREVIEW_SIZE = 512
 class FakeScore(Protocol):
     """A score that is trained online to follow the generator's output."""
 
-    def __call__(self, z_t: Tensor, t: Tensor, cond: Tensor) -> Tensor: ...
+    def __call__(self, z_t: Tensor, t: Tensor, cond: Condition) -> Tensor: ...
 
-    def loss(self, z: Tensor, noise: Tensor, t: Tensor, cond: Tensor) -> Tensor: ...
+    def loss(self, z: Tensor, noise: Tensor, t: Tensor, cond: Condition) -> Tensor: ...
+
+    def loss_of(self, eps: Tensor, noise: Tensor, t: Tensor) -> Tensor: ...
 
     def trainable_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
 
@@ -93,13 +104,14 @@ class Prompts:
 
 
 class Conditions(NamedTuple):
-    """Prompt embeddings of a batch, each (B, L, D)."""
+    """Prompt embeddings of a batch, each of B rows."""
 
-    style: Tensor
-    style_null: Tensor
-    source: Tensor
-    edit: Tensor
-    null: Tensor
+    style: Condition
+    style_null: Condition
+    style_source: Condition
+    source: Condition
+    edit: Condition
+    null: Condition
 
 
 @dataclass(frozen=True)
@@ -111,14 +123,24 @@ class Draws:
     positions: Sequence[int]
     like: Tensor
 
-    def uniform(self, stream: str, *, per: str = "sample") -> Tensor:
-        """(B,) in [0, 1); with per="batch" the same number for the whole global batch."""
+    def drawn(self, stream: str, *, per: str = "sample") -> Tensor:
+        """(B,) in [0, 1), in the main memory; with per="batch" the same number for the whole global batch."""
         positions = self.positions if per == "sample" else [0] * len(self.positions)
-        return keyed_rand(self.seed, stream, self.iteration, positions).to(self.like.device)
+        return keyed_rand(self.seed, stream, self.iteration, positions)
+
+    def uniform(self, stream: str, *, per: str = "sample") -> Tensor:
+        """The same on the device."""
+        return sent(self.drawn(stream, per=per), self.like.device)
 
     def normal(self, stream: str, shape: tuple[int, ...]) -> Tensor:
         """(B, *shape)."""
-        return keyed_randn(self.seed, stream, self.iteration, self.positions, shape).to(self.like)
+        draws = keyed_randn(self.seed, stream, self.iteration, self.positions, shape)
+        return sent(draws, self.like.device).to(self.like.dtype)
+
+
+def no_fake(z_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
+    """The fake of an objective that said it needs none."""
+    raise RuntimeError("this objective has needs_fake = False, so no fake score is trained that it could ask")
 
 
 class StyleMatching(pl.LightningModule):
@@ -128,7 +150,7 @@ class StyleMatching(pl.LightningModule):
         generator: x (B, 3, H, W) in [-1, 1] -> y of the same shape; with ``space == "latent"``, z (B, C, h, w) -> z.
         teacher: The frozen base and style scores, the encoder and the noise schedule.
         fake_score: Builds the online score from the teacher.
-        objective: Turns the difference of two scores into the gradient g.
+        objective: Turns scores into the gradient g; says whether it needs a fake score, or there is none.
         regularizer: (z, z_src, t) -> (B,), weighted by ``objective.lambda_freq``.
         relevance: Map of where the style matters, (B, 1, h, w).
         timesteps: Draws t for the generator; counted in iterations after the warm-up.
@@ -139,10 +161,16 @@ class StyleMatching(pl.LightningModule):
         steps: Length of the run in optimizer steps, warm-up included.
         seed: Seed of every random draw.
         fake_draws: Independent (t, noise) draws of the fake's loss in each step.
-        ema_decay: Largest decay of the average of the generator's weights (`ema_with_warmup`); 0 follows the weights
+        ema_decay: Largest decay of the average of the generator's weights (`update_average`); 0 follows the weights
             themselves.
+        fake_every: Every so many steps, counted from the end of the warm-up, the fake learns too.
+        replay: Whether the generator learns targets of earlier steps again, instead of asking the scores in each step.
         grid_jitter: Pictures are encoded at a random offset of less than so many pixels, the same for source and result
             (ours); 1 is none. It should cover the strides of encoder and U-Net.
+        pullback: How a step in latent space reaches the picture: through the encoder's gradient (the paper) or through
+            the decoder (`smsff.objective.pullback`).
+        speed: What is shared, and in which form the networks run.
+        picture: Training picture (3, H, W) by its number and the length of its longer side, for maps that are cached.
         record: Plain containers stored in every checkpoint (generator, style, resolved configuration).
     """
 
@@ -152,7 +180,7 @@ class StyleMatching(pl.LightningModule):
         generator: nn.Module,
         teacher: Teacher,
         fake_score: Callable[[Any], FakeScore],
-        objective: StyleMatchingObjective,
+        objective: Objective,
         regularizer: Regularizer,
         relevance: Relevance,
         timesteps: Timesteps,
@@ -164,8 +192,13 @@ class StyleMatching(pl.LightningModule):
         steps: int,
         seed: int = 0,
         fake_draws: int = 1,
+        fake_every: int = 1,
+        replay: Replay | None = None,
         ema_decay: float = 0.999,
         grid_jitter: int = 8,
+        pullback: Pullback = "encoder",
+        speed: Speed = PLAIN,
+        picture: Callable[[int, int], Tensor] | None = None,
         record: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -173,84 +206,260 @@ class StyleMatching(pl.LightningModule):
             raise UserError(f"steps={steps} must be more than warmup.steps={warmup.steps}")
         if fake_draws < 1:
             raise UserError(f"fake_draws={fake_draws} must be at least 1")
+        if fake_every < 1:
+            raise UserError(f"fake_every={fake_every} must be at least 1")
         if grid_jitter < 1:
             raise UserError(f"grid_jitter={grid_jitter} must be at least 1 (1 is none)")
+        if pullback not in get_args(Pullback):
+            raise UserError(f"pullback={pullback!r} is not one of {', '.join(get_args(Pullback))}")
         if not 0 <= ema_decay < 1:
             raise UserError(f"ema_decay={ema_decay} must lie in [0, 1)")
+        if speed.share_draw and fake_draws > 1:
+            raise UserError(
+                f"speed.share_draw=true and fake_draws={fake_draws}: a shared draw is one; use fake_draws=1"
+            )
+        speed.lay_out(generator, teacher)
         self.generator = generator
         self.teacher = teacher
-        self.fake = fake_score(teacher)
+        self.fake = fake_score(teacher) if objective.needs_fake else None
         self.objective, self.regularizer, self.relevance = objective, regularizer, relevance
         self.timesteps, self.fake_timesteps, self.warmup = timesteps, fake_timesteps, warmup
         self.generator_options, self.fake_options = generator_options, fake_options
         self.prompts = prompts
-        self.steps, self.seed, self.fake_draws = steps, seed, fake_draws
-        self.grid_jitter = grid_jitter
+        self.steps, self.seed = steps, seed
+        self.fake_draws, self.fake_every = fake_draws, fake_every
+        self.replay = replay or Replay()
+        if self.replay.every > 1 and (pullback != "decoder" or self.in_latent_space):
+            raise UserError(
+                f"replay.every={self.replay.every}: what is learned again are pictures; use pullback=decoder with a "
+                "generator of pictures, or replay.every=1"
+            )
+        self.grid_jitter, self.pullback = grid_jitter, pullback
+        self.speed, self.picture = speed, picture
+        self.shared: tuple[Tensor, Tensor] | None = None  # the fake's prediction with its graph, and t
+        self.source: Tensor | None = None  # latents of the one picture of a generator of latents
         self.record = dict(record or {})
-        self.ema = AveragedModel(generator, multi_avg_fn=ema_with_warmup(ema_decay), use_buffers=True)
+        self.guard, self.figures = StepGuard(), dict[str, Tensor]()
+        self.ema_decay = ema_decay
+        self.ema = AveragedModel(generator, use_buffers=True)
         self.ema.requires_grad_(False)
+        speed.prepare(generator, teacher)  # last: the average shall not be compiled
         self.strict_loading = False  # the teacher is in no checkpoint; on_load_checkpoint does the checking
 
     # ------------------------------------------------------------------------------------------------ the data flow
 
+    def transfer_batch_to_device(
+        self, batch: dict[str, Any], device: torch.device, dataloader_idx: int
+    ) -> dict[str, Any]:
+        """The pictures go to the device; what names them stays: a step that read it there would wait for the device."""
+        return {**batch, "image": super().transfer_batch_to_device(batch["image"], device, dataloader_idx)}
+
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         x = batch["image"]
         draws = Draws(self.seed, int(batch["iteration"][0]), batch["position"].tolist(), like=x)
+        self.guard.begin(batch)
         conditions = self.encode_prompts(batch["caption"])
 
         offset = self.grid_offset(draws)
-        z_src = self.encode_source(translate(x, offset))
-        y = self.generator(z_src if self.in_latent_space else x)
-        z = y if self.in_latent_space else self.teacher.latent.encode(translate(y, offset))
-        if self.warmup.active(self.global_step):
-            generator_loss = self.reconstruction_loss(y, z_src if self.in_latent_space else x)
+        z: Tensor | None = None
+        if self.learns_again:
+            loss = self.replay_loss(draws)
         else:
-            generator_loss = self.matching_loss(z, z_src, draws, conditions)
-        fake_loss = self.fake_loss(z.detach(), draws, conditions.source)
+            loss, z = self.fresh_loss(batch, draws, conditions, offset)
+        if (fake := self.learning_fake) is not None:
+            z = self.result_latents(x, offset) if z is None else z.detach()
+            loss = loss + self.fake_loss(fake, z, draws, conditions.source)
+        self.log_figures(len(x), loss=loss)
+        return spread(loss + self.idle_fake)
 
-        loss = generator_loss + fake_loss
-        self.log_dict({"train/loss": loss, "train/fake": fake_loss}, prog_bar=True, batch_size=len(x))
-        return loss
+    def fresh_loss(
+        self, batch: dict[str, Any], draws: Draws, cond: Conditions, offset: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The generator's loss on a new batch, by reconstruction or by the scores, and the latents of its result."""
+        x = batch["image"]
+        z_src = self.source_latents(x, offset)
+        y = self.generator(z_src if self.in_latent_space else x)
+        y_moved = y if self.in_latent_space else translate(y, offset)
+        z = y if self.in_latent_space else self.encode_result(y_moved)
+        self.guard.see(source_latent=z_src, generator=y, latent=z)
+        if self.warmup.active(self.global_step):
+            return self.reconstruction_loss(y, z_src if self.in_latent_space else x), z
+        loss = self.matching_loss(z, z_src, draws, cond, self.view(batch, offset))
+        if not self.through_decoder:
+            return loss, z
+        step = self.replay.relaxation * self.decoded_step(loss, z, y_moved)
+        if self.replay.every > 1:
+            self.replay.put(*self.in_global_order(batch["position"], x, y_moved.detach() - step, offset))
+        return latent_surrogate(y_moved, step).mean(), z
 
-    def matching_loss(self, z: Tensor, z_src: Tensor, draws: Draws, cond: Conditions) -> Tensor:
-        """Style matching plus spectrum term, mean over the batch; z and z_src (B, C, h, w)."""
-        schedule, objective = self.teacher.schedule, self.objective
-        u = draws.uniform("t", per=getattr(self.timesteps, "per", "sample"))
-        t = self.timesteps(u, self.global_step - self.warmup.steps, self.steps - self.warmup.steps)
+    def matching_loss(
+        self, z: Tensor, z_src: Tensor, draws: Draws, cond: Conditions, view: View | None = None
+    ) -> Tensor:
+        """The objective plus the spectrum term, mean over the batch; z and z_src (B, C, h, w).
+
+        Args:
+            view: What the samples show, where their relevance is taken from maps that are cached.
+        """
+        u = draws.drawn("t", per=getattr(self.timesteps, "per", "sample"))
+        times = self.timesteps(u, self.global_step - self.warmup.steps, self.steps - self.warmup.steps)
+        t = sent(times, z.device)
         noise = draws.normal("noise", tuple(z.shape[1:]))  # the same for both latents
         with torch.no_grad():
-            z_t, z_src_t = schedule.add_noise(z, noise, t), schedule.add_noise(z_src, noise, t)
-            eps_style = guided(self.teacher.style, z_t, t, cond.style, cond.style_null, objective.style_guidance)
-            eps_fake = guided(self.fake, z_t, t, cond.source, cond.null, objective.fake_guidance)
-            m = self.relevance_map(z_src_t, t, cond)
-            g = objective.gradient(eps_style, eps_fake, t=t, schedule=schedule, relevance=m, z=z, z_t=z_t)
+            at = Noised(z.detach(), z_src, noise, t, self.teacher.schedule)
+            m = self.relevance_map(at, cond) if view is None else self.cached_relevance(view, times, z, cond)
+            self.guard.see(relevance=m)
+            g = m * self.objective.gradient(self.scores(cond), at)
+        self.guard.see(gradient=g)
+        self.guard.drew(t=t)
         matching = latent_surrogate(z, g).mean()
         spectrum = self.regularizer(z, z_src, t).mean()
-        self.log_parts(t, matching=matching, spectrum=spectrum, relevance=m.mean(), gradient=g.square().mean().sqrt())
-        return matching + objective.lambda_freq * spectrum
+        self.figures |= {"matching": matching, "spectrum": spectrum, "relevance": m.mean()}
+        self.figures |= {"gradient": g.square().mean().sqrt()}
+        self.figures |= {"t_min": t.min(), "t_mean": t.float().mean(), "t_max": t.max()}
+        return matching + self.objective.lambda_freq * spectrum
 
-    def fake_loss(self, z: Tensor, draws: Draws, source: Tensor) -> Tensor:
+    def decoded_step(self, loss: Tensor, z: Tensor, y: Tensor) -> Tensor:
+        """The step of pictures y (B, 3, H, W) that the gradient of `loss`, which hangs on z alone, asks for."""
+        (gradient,) = torch.autograd.grad(loss, z)
+        step = gradient * z.numel()  # of the mean over all elements, as g is
+        return decoded_step(self.teacher.latent.decode, z.detach(), step, (y.shape[-2], y.shape[-1]))
+
+    def replay_loss(self, draws: Draws) -> Tensor:
+        """Generator against targets of earlier steps (`Replay`), mean over as many draws of the batch as it says."""
+        u = torch.cat([draws.drawn(f"replay/{i}") for i in range(self.replay.draws)])
+        x, target, weight, offset = self.replay.draw(u)
+        x, target = x.to(draws.like.dtype), target.to(draws.like.dtype)
+        y = translate(self.generator(x), offset)
+        self.guard.see(replay=y.unflatten(0, (self.replay.draws, -1)).transpose(0, 1).flatten(1))
+        self.figures["replay"] = (weight * 0.5 * (y - target).square().flatten(1).mean(1)).mean()
+        return self.figures["replay"]
+
+    @property
+    def learns_again(self) -> bool:
+        """Whether this is a step between two questions to the scores."""
+        step = self.global_step
+        return not self.warmup.active(step) and not self.replay.asks(step - self.warmup.steps)
+
+    @property
+    def learning_fake(self) -> FakeScore | None:
+        """The fake score, if it learns in this step."""
+        return self.fake if (self.global_step - self.warmup.steps) % self.fake_every == 0 else None
+
+    @property
+    def idle_fake(self) -> Tensor | float:
+        """0, with a gradient of 0 for a fake that does not learn in this step: DDP waits for every gradient."""
+        if self.fake is None or self.learning_fake is not None:
+            return 0.0
+        return 0.0 * sum(parameter.sum() for _, parameter in self.fake.trainable_parameters())
+
+    def in_global_order(self, position: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
+        """Tensors (B, ...) of all processes, ordered by position in the global batch."""
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return values
+
+        def gather(value: Tensor) -> Tensor:
+            return cast(Tensor, self.all_gather(value.to(self.device))).flatten(0, 1)
+
+        order = gather(position).argsort()
+        return tuple(gather(value)[order].to(value.device) for value in values)
+
+    def scores(self, cond: Conditions) -> Scores:
+        """The models under the prompts of a batch."""
+        teacher = self.teacher
+        return Scores(
+            style=self.predict("style_score", teacher.style, cond.style, cond.style_null),
+            style_source=self.predict("style_source_score", teacher.style, cond.style_source, cond.style_null),
+            base=self.predict("base_score", teacher.base, cond.source, cond.null),
+            fake=self.predict(
+                "fake_score",
+                self.fake or no_fake,
+                cond.source,
+                cond.null,
+                share=self.speed.share_draw and self.learning_fake is not None,
+            ),
+        )
+
+    def predict(self, name: str, score: Score, cond: Condition, uncond: Condition, *, share: bool = False) -> Predict:
+        """A score under the prompts of a batch, on whose numbers the guard has an eye.
+
+        Args:
+            share: Leave the prediction with its graph, and t, in `shared`, for the fake's loss.
+        """
+
+        def prediction(z_t: Tensor, t: Tensor, *, scale: float) -> Tensor:
+            if share:
+                eps, kept = guided_with_graph(score, z_t, t, cond, uncond, scale)
+                self.shared = (kept, t)
+            else:
+                eps = guided(score, z_t, t, cond, uncond, scale)
+            self.guard.see(**{name: eps})
+            return eps
+
+        return prediction
+
+    def fake_loss(self, fake: FakeScore, z: Tensor, draws: Draws, source: Condition) -> Tensor:
         """Denoising loss of the fake score on the generator's latents, mean over the batch and the draws."""
         k = self.fake_draws
-        per = getattr(self.fake_timesteps, "per", "sample")
-        u = torch.cat([draws.uniform(f"fake_t/{i}", per=per) for i in range(k)])
-        noise = torch.cat([draws.normal(f"fake_noise/{i}", tuple(z.shape[1:])) for i in range(k)])
-        t = self.fake_timesteps(u, self.global_step, self.steps)
-        return self.fake.loss(z.repeat(k, 1, 1, 1), noise, t, source.repeat(k, 1, 1)).mean()
+        if self.shared is not None:
+            (eps, t), self.shared = self.shared, None
+            losses = fake.loss_of(eps, draws.normal("noise", tuple(z.shape[1:])), t)
+        else:
+            per = getattr(self.fake_timesteps, "per", "sample")
+            u = torch.cat([draws.uniform(f"fake_t/{i}", per=per) for i in range(k)])
+            noise = torch.cat([draws.normal(f"fake_noise/{i}", tuple(z.shape[1:])) for i in range(k)])
+            t = self.fake_timesteps(u, self.global_step, self.steps)
+            losses = fake.loss(z.repeat(k, 1, 1, 1), noise, t, source.repeat(k))
+        self.guard.see(fake_loss=losses.unflatten(0, (k, -1)).T)
+        self.guard.drew(fake_t=t)
+        self.figures["fake"] = losses.mean()
+        return self.figures["fake"]
 
     def reconstruction_loss(self, y: Tensor, target: Tensor) -> Tensor:
         """Warm-up: the generator's output against its input, mean over the batch."""
-        loss = self.warmup.loss(y, target).mean()
-        self.log("train/reconstruction", loss, batch_size=len(y))
-        return loss
+        self.figures["reconstruction"] = self.warmup.loss(y, target).mean()
+        return self.figures["reconstruction"]
 
-    def relevance_map(self, z_src_t: Tensor, t: Tensor, cond: Conditions) -> Tensor:
+    def relevance_map(self, at: Noised, cond: Conditions) -> Tensor:
         """Where the edit prompt changes the base's mind about the noised source, (B, 1, h, w), without gradient."""
         if not self.relevance.needs_scores:
-            return self.relevance(z_src_t, z_src_t)
-        both = self.teacher.base(torch.cat([z_src_t, z_src_t]), torch.cat([t, t]), torch.cat([cond.edit, cond.null]))
-        eps_edit, eps_null = both.chunk(2)
-        return self.relevance(eps_edit, eps_null)
+            return self.relevance(at.z, at.z)
+        return self.relevance(*self.edit_predictions(at, cond.edit, cond.null))
+
+    def edit_predictions(self, at: Noised, edit: Condition, null: Condition) -> tuple[Tensor, Tensor]:
+        """The base on the noised source under edit and empty prompt, in one call; (B, C, h, w) each."""
+        twice = torch.cat([at.z_src_t, at.z_src_t]), torch.cat([at.t, at.t])
+        eps_edit, eps_null = self.teacher.base(*twice, Condition.cat([edit, null])).chunk(2)
+        return eps_edit, eps_null
+
+    def view(self, batch: Mapping[str, Any], offset: Tensor) -> View | None:
+        """What a batch shows, if its relevance comes out of the cache."""
+        if not isinstance(self.relevance, CachedRelevance):
+            return None
+        height, width = batch["image"].shape[-2:]
+        return View(batch["index"].tolist(), batch["window"], offset, (height, width))
+
+    def cached_relevance(self, view: View, times: Tensor, z: Tensor, cond: Conditions) -> Tensor:
+        """`relevance_map` from maps of whole pictures, (B, 1, h, w); `times` (B,) in the main memory."""
+        assert isinstance(self.relevance, CachedRelevance)
+        assert self.picture is not None
+        relevance, picture, device = self.relevance, self.picture, z.device
+
+        def predictions(sample: int, t: int) -> tuple[Tensor, Tensor]:
+            number = view.pictures[sample]
+            z_src = self.encode_source(sent(picture(number, relevance.max_side)[None], device))
+            noise = Draws(self.seed, t, [number], like=z_src).normal("relevance", tuple(z_src.shape[1:]))
+            at = Noised(z_src, z_src, noise, sent(torch.tensor([t]), device), self.teacher.schedule)
+            return self.edit_predictions(at, cond.edit[sample : sample + 1], cond.null[sample : sample + 1])
+
+        teacher = self.teacher
+        return relevance.of_views(
+            view,
+            times.tolist(),
+            (z.shape[-2], z.shape[-1]),
+            cell=teacher.latent.downscale,
+            largest=teacher.schedule.num_steps - 1,
+            predictions=predictions,
+        )
 
     @property
     def in_latent_space(self) -> bool:
@@ -263,47 +472,89 @@ class StyleMatching(pl.LightningModule):
         sides = [keyed_rand(draws.seed, f"grid/{side}", draws.iteration, draws.positions) for side in ("y", "x")]
         return (torch.stack(sides, dim=1) * reach).long()
 
+    @property
+    def through_decoder(self) -> bool:
+        """Whether steps in latent space reach the picture through the decoder (`smsff.objective.pullback`)."""
+        return self.pullback == "decoder" and not self.in_latent_space
+
+    @property
+    def needs_decoder(self) -> bool:
+        """Whether latents become pictures anywhere in the run."""
+        return self.in_latent_space or self.through_decoder
+
+    def encode_result(self, y: Tensor) -> Tensor:
+        """Scaled latents (B, C, h, w) of the generator's pictures, or a leaf of their own in the decoder's way."""
+        if not self.through_decoder:
+            return self.teacher.latent.encode(y)
+        return self.encode_source(y).requires_grad_()
+
+    @torch.no_grad()
+    def result_latents(self, x: Tensor, offset: Tensor) -> Tensor:
+        """Scaled latents (B, C, h, w) of the generator's pictures, without gradient."""
+        return self.teacher.latent.encode(translate(self.generator(x), offset))
+
     @torch.no_grad()
     def encode_source(self, x: Tensor) -> Tensor:
         """Scaled latents (B, C, h, w) of source pictures, without gradient."""
         return self.teacher.latent.encode(x)
 
+    def source_latents(self, x: Tensor, offset: Tensor) -> Tensor:
+        """Latents of the sources at their offsets. A generator of latents has one source: it is encoded once."""
+        if not self.in_latent_space:
+            return self.encode_source(translate(x, offset))
+        if self.source is None:
+            self.source = self.encode_source(x)
+        return self.source
+
     def encode_prompts(self, captions: Sequence[str]) -> Conditions:
         """Prompt embeddings for one caption a sample; the style score's go through the style's own text encoder."""
         style, source, edit = zip(*map(self.prompts.of, captions), strict=True)
         empty = [""] * len(captions)
-        for_style = self.teacher.encode_prompts([*style, *empty], style=True).to(self.device)
+        for_style = self.teacher.encode_prompts([*style, *empty, *source], style=True).to(self.device)
         for_base = self.teacher.encode_prompts([*source, *edit, *empty]).to(self.device)
-        return Conditions(*for_style.chunk(2), *for_base.chunk(3))
+        return Conditions(*for_style.chunk(3), *for_base.chunk(3))
 
-    def log_parts(self, t: Tensor, **parts: Tensor) -> None:
-        times = {"t_min": t.min(), "t_mean": t.float().mean(), "t_max": t.max()}
-        figures = {f"train/{name}": value.detach().float() for name, value in {**parts, **times}.items()}
-        self.log_dict(figures, batch_size=len(t))
+    def log_figures(self, count: int, *, loss: Tensor) -> None:
+        """Log the loss and what was noted on the way to it; with several processes that of the whole batch."""
+        figures, self.figures = {"loss": loss, **self.figures}, {}
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            figures = of_whole_batch(figures, self.all_gather)
+        for name, value in figures.items():
+            self.log(f"train/{name}", value.detach().float(), prog_bar=name in ("loss", "fake"), batch_size=count)
 
     # ------------------------------------------------------------------------------------------------- optimisation
 
+    def players(self) -> dict[str, tuple[list[nn.Parameter], GroupOptions]]:
+        """What is trained: the generator and, if the objective needs one, the fake score."""
+        players = {"generator": (list(self.generator.parameters()), self.generator_options)}
+        if self.fake is not None:
+            players["fake"] = ([parameter for _, parameter in self.fake.trainable_parameters()], self.fake_options)
+        return players
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """One AdamW, two groups; the schedule is told the length of the run instead of asking the trainer for it."""
-        fake = [parameter for _, parameter in self.fake.trainable_parameters()]
-        optimizer = build_optimizer(
-            {"generator": (self.generator.parameters(), self.generator_options), "fake": (fake, self.fake_options)}
-        )
-        schedule = build_schedule(optimizer, (self.generator_options, self.fake_options), self.steps)
+        """One AdamW, one group for each player; the schedule is told the length of the run instead of asking for it."""
+        players = self.players()
+        optimizer = build_optimizer(players)
+        schedule = build_schedule(optimizer, [options for _, options in players.values()], self.steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
-        """Clip each group by its own norm; the norms before clipping are logged."""
+        """Clip each group by its own norm; a step whose gradients are not finite is skipped."""
+        if self.fake is not None and self.learning_fake is None:
+            for _name, parameter in self.fake.trainable_parameters():
+                parameter.grad = None  # else AdamW would move it on by its momentum
         norms = clip_groups(optimizer)
+        self.guard.decide(optimizer, norms, step=self.global_step, asked=not self.learns_again)
         self.log_dict({f"train/grad_norm_{name}": norm for name, norm in norms.items()})
-        self.log_dict({f"train/lr_{group['name']}": group["lr"] for group in optimizer.param_groups})
+        # as tensors of the main memory: a number would be sent to the device, which waits
+        self.log_dict({f"train/lr_{group['name']}": torch.tensor(group["lr"]) for group in optimizer.param_groups})
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, then average: before any callback runs, so that a checkpoint never misses the average of its step."""
         super().optimizer_step(*args, **kwargs)
         if isinstance(self.generator, ImageGenerator):  # pixels stay colours
             self.generator.value.data.clamp_(-1, 1)
-        self.ema.update_parameters(self.generator)
+        update_average(self.ema, self.generator, decay=self.ema_decay, skip=self.guard.found_inf)
 
     # ------------------------------------------------------------------------------------------- pictures to look at
 
@@ -334,15 +585,14 @@ class StyleMatching(pl.LightningModule):
         z = self.encode_source(F.interpolate(x, small, mode="bilinear", antialias=True))
         t = torch.full((len(x),), self.teacher.schedule.num_steps // 4, device=x.device)
         noise = Draws(self.seed, 0, range(len(x)), like=z).normal("preview", tuple(z.shape[1:]))
-        z_t = self.teacher.schedule.add_noise(z, noise, t)
-        m = self.relevance_map(z_t, t, self.encode_prompts(captions))
+        m = self.relevance_map(Noised(z, z, noise, t, self.teacher.schedule), self.encode_prompts(captions))
         return F.interpolate(m / m.amax((1, 2, 3), keepdim=True).clamp(min=1e-12), size, mode="bilinear")
 
     # -------------------------------------------------------------------------------------------------- checkpoints
 
     def saved_keys(self) -> set[str]:
         """Names in the state dict that belong to a checkpoint: everything but the frozen teacher."""
-        trained = {id(parameter) for _, parameter in self.fake.trainable_parameters()}
+        trained = {id(parameter) for parameters, _ in self.players().values() for parameter in parameters}
         kept = {name for name, parameter in self.named_parameters() if id(parameter) in trained}
         return kept | {name for name in self.state_dict() if not name.startswith("teacher.")}
 
@@ -350,9 +600,16 @@ class StyleMatching(pl.LightningModule):
         keys = self.saved_keys()
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in keys}
         checkpoint["hyper_parameters"] = {**self.record, "smsff_version": __version__}
+        checkpoint["bad_steps"] = self.guard.state_dict()
+        checkpoint["replay"] = self.replay.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint that would leave a trained weight unset, or that has weights for something else."""
+        self.guard.load_state_dict(checkpoint.get("bad_steps", {"in_a_row": 0, "total": 0}))
+        self.replay.load_state_dict(checkpoint.get("replay", {"count": 0}), self.device)
+        for optimizer in checkpoint.get("optimizer_states", []):
+            for group in optimizer["param_groups"]:
+                group["fused"] = True  # not so in checkpoints from before steps could be skipped
         state, own = checkpoint["state_dict"], self.state_dict()
         keys = self.saved_keys()
         missing, surplus = sorted(keys - state.keys()), sorted(state.keys() - keys)
@@ -361,5 +618,5 @@ class StyleMatching(pl.LightningModule):
             if names:
                 raise UserError(
                     f"ckpt_path: the checkpoint {what} {len(names)} of this run's {len(keys)} tensors (first: "
-                    f"{names[0]}); it was written with another generator or fake_score configuration"
+                    f"{names[0]}); it was written with another generator, objective or fake_score"
                 )

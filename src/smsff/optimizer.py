@@ -7,15 +7,17 @@ accumulation and plain data parallelism stay those of an ordinary training.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, get_args
+from itertools import chain
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel
 
 from smsff.errors import UserError
 
@@ -72,7 +74,10 @@ class GroupOptions:
 
 
 def build_optimizer(groups: Mapping[str, tuple[Iterable[nn.Parameter], GroupOptions]]) -> AdamW:
-    """AdamW over named groups; each group carries its ``name`` and ``clip_norm`` for `clip_groups`."""
+    """AdamW over named groups; each group carries its ``name`` and ``clip_norm`` for `clip_groups`.
+
+    Fused, because the fused one skips a step on the device where ``found_inf`` says so (`smsff.numerics`).
+    """
     return AdamW(
         [
             {
@@ -85,7 +90,8 @@ def build_optimizer(groups: Mapping[str, tuple[Iterable[nn.Parameter], GroupOpti
                 "clip_norm": options.clip_norm,
             }
             for name, (parameters, options) in groups.items()
-        ]
+        ],
+        fused=True,
     )
 
 
@@ -95,22 +101,40 @@ def build_schedule(optimizer: Optimizer, options: Sequence[GroupOptions], total:
 
 
 def clip_groups(optimizer: Optimizer) -> dict[str, Tensor]:
-    """Clip the gradient of each group to its ``clip_norm``; returns the norms before clipping, by group name."""
+    """Clip the gradient of each group to its ``clip_norm``.
+
+    Returns:
+        The norms before clipping, by group name, of the groups that have a gradient.
+    """
     norms = {}
     for group in optimizer.param_groups:
+        if all(parameter.grad is None for parameter in group["params"]):
+            continue
         limit = math.inf if group["clip_norm"] is None else group["clip_norm"]
         norms[group["name"]] = torch.nn.utils.clip_grad_norm_(group["params"], limit)
     return norms
 
 
-def ema_with_warmup(decay: float) -> Callable[[Any, Any, Tensor | int], None]:
-    """For AveragedModel: decay min(decay, (1 + n) / (10 + n)) after n updates, so that short runs are averaged too."""
+@torch.no_grad()
+def update_average(average: AveragedModel, model: nn.Module, *, decay: float, skip: Tensor | None = None) -> None:
+    """Move an average towards the weights and buffers of a model, without waiting for the device.
 
-    @torch.no_grad()
-    def update(averaged: Any, current: Any, updates: Tensor | int) -> None:
-        count = torch.as_tensor(updates)  # stays on its device
-        weight = 1 - ((1 + count) / (10 + count)).clamp(max=decay)
-        for mean, value in zip(averaged, current, strict=True):
-            mean.lerp_(value, weight.to(mean))
+    The decay is min(decay, (1 + n) / (10 + n)) after n updates, so that short runs are averaged too; the first update
+    is a copy.
 
-    return update
+    Args:
+        average: Its ``n_averaged`` counts the updates.
+        model: What is averaged.
+        decay: The largest decay.
+        skip: (), 1 if this update is to change nothing; None is 0.
+    """
+    count = average.n_averaged
+    weight = torch.where(count == 0, 1.0, 1 - ((1 + count) / (10 + count)).clamp(max=decay))
+    if skip is not None:
+        weight = weight * (1 - skip)
+        count += (1 - skip).to(count)
+    else:
+        count += 1
+    means, values = (chain(one.parameters(), one.buffers()) for one in (average.module, model))
+    for mean, value in zip(means, values, strict=True):
+        mean.lerp_(value, weight.to(mean))

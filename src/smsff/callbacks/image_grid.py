@@ -10,9 +10,12 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torchvision.io import encode_png
+
+from smsff.faults import going_on
 
 COLUMNS = ("source", "result", "relevance")
 GAP = 4
@@ -45,8 +48,11 @@ def write_png(path: Path, picture: Tensor) -> None:
     """Write aside, then rename: a reader never sees half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_suffix(".part")
-    aside.write_bytes(encode_png(picture.cpu()).numpy().tobytes())
-    os.replace(aside, path)
+    try:
+        aside.write_bytes(encode_png(picture.cpu()).numpy().tobytes())
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 class ImageGrid(pl.Callback):
@@ -89,12 +95,19 @@ class ImageGrid(pl.Callback):
 
     @rank_zero_only
     def write(self, trainer: pl.Trainer, step: int) -> None:
-        picture = stack_rows(self.rows)
-        write_png(self.folder / f"step_{step:06d}.png", picture)
+        picture, path = stack_rows(self.rows), self.folder / f"step_{step:06d}.png"
+        with going_on(str(path)):
+            write_png(path, picture)
         for logger in trainer.loggers:
-            if hasattr(logger, "log_image"):  # Weights & Biases
-                logger.log_image(key="samples", images=[picture.permute(1, 2, 0).numpy()], step=step)
-                continue
-            add_image = getattr(getattr(logger, "experiment", None), "add_image", None)  # TensorBoard
-            if add_image is not None:
-                add_image("samples", picture, step)
+            with going_on(f"the pictures of {type(logger).__name__}"):
+                self.show(logger, picture, step)
+
+    @staticmethod
+    def show(logger: Logger, picture: Tensor, step: int) -> None:
+        """Give a picture (3, H, W) uint8 to a logger that takes pictures."""
+        if hasattr(logger, "log_image"):  # Weights & Biases
+            logger.log_image(key="samples", images=[picture.permute(1, 2, 0).numpy()], step=step)
+            return
+        add_image = getattr(getattr(logger, "experiment", None), "add_image", None)  # TensorBoard
+        if add_image is not None:
+            add_image("samples", picture, step)

@@ -12,13 +12,19 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_only
 
+from smsff.faults import going_on
+from smsff.numerics import StepGuard
+
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write aside, then rename: a reader never sees half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_suffix(".part")
-    aside.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(aside, path)
+    try:
+        aside.write_text(json.dumps(content, indent=2) + "\n")
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 class RunSummary(pl.Callback):
@@ -70,10 +76,14 @@ class RunSummary(pl.Callback):
             "images_per_second": round(self.images_here / max(seconds, 1e-9), 3),
             "figures": {name: v if math.isfinite(v) else None for name, v in sorted(self.figures.items())},
         }
+        guard = getattr(trainer.lightning_module, "guard", None)
+        if isinstance(guard, StepGuard):
+            content["skipped_steps"] = guard.state_dict()["total"]
         summary = getattr(getattr(trainer, "datamodule", None), "summary", None)
         if summary is not None:
             content["data"] = summary()
-        write_json(self.path, content)
+        with going_on(str(self.path)):
+            write_json(self.path, content)
 
     def state_dict(self) -> dict[str, Any]:
         seconds = self.seconds_before + time.monotonic() - self.start

@@ -7,6 +7,7 @@ from collections import deque
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 
 
 class Throughput(pl.Callback):
@@ -29,4 +30,5 @@ class Throughput(pl.Callback):
         images = len(batch["image"]) * trainer.world_size
         self.times.append(time.perf_counter())
         rate = images * (len(self.times) - 1) / max(self.times[-1] - self.times[0], 1e-9)
-        pl_module.log("train/images_per_second", rate, prog_bar=True, batch_size=len(batch["image"]))
+        figure = torch.tensor(rate)  # a number would be sent to the device, which waits
+        pl_module.log("train/images_per_second", figure, prog_bar=True, batch_size=len(batch["image"]))

@@ -1,0 +1,68 @@
+"""Lightning's CSV log, of which a crash or a full disk takes nothing that was written before."""
+
+from __future__ import annotations
+
+import csv
+import os
+from pathlib import Path
+
+from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+
+
+class TableWriter(ExperimentWriter):
+    """Rows are appended whole or not at all, and a new column never leaves half a table behind."""
+
+    def save(self) -> None:
+        """Append the figures that were recorded since the last time; if that fails they are kept for the next."""
+        if not self.metrics:
+            return
+        path, keys = Path(self.metrics_file_path), sorted({*self.metrics_keys, *(k for m in self.metrics for k in m)})
+        if keys != self.metrics_keys:
+            self._widen(path, keys)
+            self.metrics_keys = keys
+        before = path.stat().st_size
+        try:
+            with path.open("a", newline="") as file:
+                csv.DictWriter(file, keys).writerows(self.metrics)
+        except OSError:
+            os.truncate(path, before)
+            raise
+        self.metrics = []
+
+    def _widen(self, path: Path, keys: list[str]) -> None:
+        """Write the table again with more columns: aside, then renamed."""
+        rows = []
+        if path.exists():
+            with path.open(newline="") as file:
+                rows = list(csv.DictReader(file))
+        aside = path.with_suffix(".part")
+        try:
+            with aside.open("w", newline="") as file:
+                writer = csv.DictWriter(file, keys)
+                writer.writeheader()
+                writer.writerows(rows)
+            os.replace(aside, path)
+        finally:
+            aside.unlink(missing_ok=True)
+
+
+class TableLogger(CSVLogger):
+    """``<save_dir>/<name>/version_N/metrics.csv``, a new N for each start of a run.
+
+    Args:
+        save_dir: Folder of the run.
+        name: Folder of the logs in it.
+    """
+
+    def __init__(self, *, save_dir: str, name: str = "csv") -> None:
+        super().__init__(save_dir, name=name)
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> TableWriter:
+        """The writer; a dummy on every process but the first."""
+        if not isinstance(self._experiment, TableWriter):
+            self._experiment = TableWriter(log_dir=self.log_dir)
+        return self._experiment
