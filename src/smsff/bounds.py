@@ -127,7 +127,7 @@ BOUNDS: dict[str, Bound] = {
     "generator.widths.*": Bound(1, 4096),
     "generator.encoder_blocks.*": Bound(0, 64),
     "generator.decoder_blocks.*": Bound(0, 64),
-    "generator.head_width": Bound(1, 4096),
+    "generator.head_width": Bound(4, 4096),
     "generator.width": Bound(1, 4096),
     "generator.blocks": Bound(0, 64),
     "trainer.devices": Bound(-1, 4096),

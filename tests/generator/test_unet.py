@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from smsff.generator import UNetGenerator
+from smsff.generator.unet import smooth, unit
 
 SMALL = {"widths": (8, 12, 16), "encoder_blocks": (1, 1, 2), "decoder_blocks": (2, 1), "head_width": 8}
 
@@ -31,7 +32,7 @@ def test_default_size_and_cost() -> None:
     assert 42.5e6 <= len(save(net.state_dict())) <= 43.5e6
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         net(torch.zeros(1, 3, 256, 256))
-    assert counter.get_total_flops() / 2 < 49.55e9 / 8  # eight times below the nine-block ResNet
+    assert counter.get_total_flops() / 2 < 5.5e9  # nine times below the nine-block ResNet
 
 
 def test_most_parameters_at_low_resolution() -> None:
@@ -127,6 +128,24 @@ def test_config_rebuilds_it() -> None:
 def test_wrong_block_lists_are_refused() -> None:
     with pytest.raises(ValueError, match="decoder_blocks"):
         UNetGenerator(widths=(8, 8), encoder_blocks=(1, 1), decoder_blocks=(1, 1))
+
+
+def test_a_head_without_room_for_features_is_refused() -> None:
+    with pytest.raises(ValueError, match="head_width=3 must be at least 4"):
+        UNetGenerator(head_width=3)
+
+
+def test_unit_divides_by_the_root_mean_square() -> None:
+    x = picture(2, 6, 5, 4)
+    wanted = x / (x.square().mean(1, keepdim=True) + 1e-3).sqrt()
+    torch.testing.assert_close(unit(x), wanted, rtol=0, atol=1e-12)
+
+
+def test_smooth_is_a_binomial_filter_with_its_border_repeated() -> None:
+    x, row = picture(2, 3, 5, 4), torch.tensor([1.0, 2.0, 1.0], dtype=torch.float64) / 4
+    kernel = (row[:, None] * row).expand(3, 1, 3, 3)
+    wanted = nn.functional.conv2d(nn.functional.pad(x, (1, 1, 1, 1), mode="replicate"), kernel, groups=3)
+    torch.testing.assert_close(smooth(x), wanted, rtol=0, atol=1e-12)
 
 
 def test_no_checkerboard_whatever_the_weights() -> None:

@@ -79,6 +79,15 @@ def test_what_is_lost_is_told_and_small_and_the_file_is_smaller(
     assert json.loads(json.dumps(load_stylizer(path).config))["training"]["precision"] == precision
 
 
+def test_normalisations_are_not_quantised(exported: Callable[[str], tuple[Path, dict[str, float]]]) -> None:
+    onnx = pytest.importorskip("onnx")
+    graph = onnx.load(str(exported("int8")[0])).graph
+    floats = {weight.name for weight in graph.initializer if weight.data_type == onnx.TensorProto.FLOAT}
+    plain = [node for node in graph.node if node.op_type == "Conv" and node.input[1] in floats]
+    assert len(plain) == 6  # four blocks, two ways up
+    assert not any(node.input[0].endswith("DequantizeLinear_Output") for node in plain)
+
+
 def test_a_constant_error_has_its_decibels(
     exported: Callable[[str], tuple[Path, dict[str, float]]],
 ) -> None:

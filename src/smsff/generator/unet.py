@@ -1,6 +1,6 @@
 """The default network: a U-Net of 43 MB that works on images of any size and starts as the identity.
 
-Most parameters sit at 1/8 and 1/16 resolution, where they are cheap: about eight times fewer multiply-adds than a
+Most parameters sit at 1/8 and 1/16 resolution, where they are cheap: nine times fewer multiply-adds than a
 nine-block ResNet of the same size. Pixel-unshuffle (space to depth) makes half-resolution features without losing a
 pixel; the last convolutions run at full resolution and see the RGB input again.
 
@@ -29,8 +29,12 @@ GAIN = 32.0
 
 
 def unit(x: Tensor) -> Tensor:
-    """(B, C, H, W) divided by the root mean square of each pixel's channels."""
-    return x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-3)
+    """(B, C, H, W) divided by the root mean square of each pixel's channels.
+
+    The mean is taken by a convolution: ONNX Runtime needs eight times as long for a mean over channels.
+    """
+    mean = x.new_full((1, x.shape[1], 1, 1), 1 / x.shape[1])
+    return x * torch.rsqrt(F.conv2d(x.square(), mean) + 1e-3)
 
 
 def convolution(inputs: int, outputs: int, size: int, *, stride: int = 1, gain: float = 2**0.5) -> nn.Conv2d:
@@ -53,12 +57,16 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to the same shape."""
-        return x + self.scale * self.second(F.relu(self.first(unit(x))))
+        return torch.add(x, self.second(F.relu(self.first(unit(x)))), alpha=self.scale)
 
 
 def smooth(x: Tensor) -> Tensor:
     """Each channel convolved with (1, 2, 1) / 4 both ways, border repeated; a period of two vanishes."""
-    return F.avg_pool2d(F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 2, stride=1), 2, stride=1)
+    x = F.pad(x, (1, 1, 1, 1), mode="replicate")
+    for _ in range(2):  # sums of views: five times faster than pooling
+        x = x[..., 1:, :] + x[..., :-1, :]
+        x = x[..., 1:] + x[..., :-1]
+    return x / 16
 
 
 class Up(nn.Module):
@@ -95,7 +103,7 @@ class UNetGenerator(nn.Module):
         widths: channels at 1/2, 1/4, 1/8, ... of the resolution.
         encoder_blocks: residual blocks at each level on the way down; the last number is for the lowest level.
         decoder_blocks: residual blocks at each level on the way up, highest resolution first, without the lowest level.
-        head_width: channels at full resolution.
+        head_width: channels at full resolution, the three of the input among them; 16 is what one vector holds.
     """
 
     space = "image"
@@ -104,7 +112,7 @@ class UNetGenerator(nn.Module):
         self,
         *,
         widths: Sequence[int] = (32, 64, 128, 320),
-        encoder_blocks: Sequence[int] = (1, 1, 1, 5),
+        encoder_blocks: Sequence[int] = (0, 1, 1, 5),
         decoder_blocks: Sequence[int] = (3, 1, 2),
         head_width: int = 16,
     ) -> None:
@@ -115,6 +123,8 @@ class UNetGenerator(nn.Module):
                 f"UNetGenerator needs one entry of encoder_blocks for each of {levels} widths and one of "
                 f"decoder_blocks for each but the last, got {len(encoder_blocks)} and {len(decoder_blocks)}"
             )
+        if head_width < 4:
+            raise ValueError(f"UNetGenerator head_width={head_width} must be at least 4: three of them are the input")
         self.widths, self.head_width = tuple(widths), head_width
         self.encoder_blocks, self.decoder_blocks = tuple(encoder_blocks), tuple(decoder_blocks)
         self.stem = convolution(12, widths[0], 3)
@@ -122,8 +132,8 @@ class UNetGenerator(nn.Module):
         self.downs = nn.ModuleList(convolution(a, b, 2, stride=2, gain=1) for a, b in pairwise(widths))
         self.ups = nn.ModuleList(Up(b, a) for a, b in pairwise(widths))
         self.decoder = nn.ModuleList(_blocks(c, n) for c, n in zip(widths[:-1], decoder_blocks, strict=True))
-        self.unfold = Up(widths[0], head_width, sharp=True)
-        self.mix = convolution(head_width + 3, head_width, 3)
+        self.unfold = Up(widths[0], head_width - 3, sharp=True)
+        self.mix = convolution(head_width, head_width, 3)
         self.refine = convolution(head_width, head_width, 3)
         self.to_rgb = convolution(head_width, 3, 3, gain=0)
 

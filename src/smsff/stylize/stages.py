@@ -1,6 +1,6 @@
 """A large picture through the U-Net stage by stage, each stage in tiles: nothing of it is computed twice.
 
-A tile of the whole network has to be read with all the pixels that can act on it, 274 on each side of the default
+A tile of the whole network has to be read with all the pixels that can act on it, 270 on each side of the default
 network, so that tiles of 1024 pixels cost twice as much as the picture whole. Within one stage a pixel reaches a few
 cells of the stage's own grid. What is kept between the stages is a feature map of the picture: 130 bytes for a pixel.
 """
