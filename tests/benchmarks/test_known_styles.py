@@ -31,9 +31,9 @@ ROWS, _ = known_styles.read_plan(known_styles.PLAN, None, None)
 def test_every_row_of_the_plan_is_a_configuration(row: Any) -> None:
     single = ["data=single", "data.path=photo.png", "data.short_side=304", "data.multiple=16"] if row.per_image else []
     for candidate in row.candidates.values():
-        plain = composed(*row.overrides, *candidate, *single, "style=sketch", "seed=2")
+        plain = composed(*row.overrides, *candidate, *single, "style=ink", "seed=2")
         check_config(plain)
-        assert plain["style"]["name"] == "sketch"
+        assert plain["style"]["name"] == "ink"
         assert plain["generator"]["_target_"].endswith("Generator")
         assert (plain["data"]["_target_"].endswith("SingleImage")) is row.per_image
 
@@ -43,7 +43,7 @@ def test_the_plan_has_every_objective_and_every_row_of_the_ablation() -> None:
     assert {f"objective={name}" for name in ("sds", "dds", "pds", "vsd", "dmd")} <= overrides
     rows = {path.stem for path in (ROOT / "conf" / "experiment").glob("ablation_*.yaml")}
     assert {f"experiment={name}" for name in rows} <= overrides
-    assert PLAN["styles"] == ["watercolour", "cel", "sketch"]
+    assert PLAN["styles"] == ["ink", "watercolour", "cel"]
     assert len(PLAN["seeds"]) == 3
 
 

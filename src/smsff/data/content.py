@@ -141,7 +141,7 @@ def patches(count: int, size: tuple[int, int], rng: np.random.Generator) -> Tens
 
 
 def degrade(styled: Tensor, photos: Tensor, rng: np.random.Generator) -> Tensor:
-    """Styled pictures with what a style removes put back at random: soft edges without lines, texture, other tones.
+    """Styled pictures with what a style removes put back at random: soft edges without lines or rims, texture, other tones.
 
     Args:
         styled: (B, 3, H, W) in [0, 1].
@@ -161,6 +161,7 @@ def degrade(styled: Tensor, photos: Tensor, rng: np.random.Generator) -> Tensor:
     middle = erase_lines(styled, int(rng.choice([5, 7, 9])), float(rng.uniform(0.02, 0.06)))
     unlined = torch.where(draw(1, 1, 0.8) > 0, middle, close(styled, int(rng.choice([3, 5]))))  # or the dark side grows
     x = torch.lerp(styled, unlined, draw(0.6, 1, 0.9))
+    x = x - draw(0.3, 1.2, 0.6) * blur((x - styled).clamp(min=0), float(rng.uniform(2.5, 5)))  # rims of the lines
     x = torch.lerp(x, blur(x, float(rng.uniform(0.4, 1.1))), draw(1, 1, 0.5))
     texture = photos - blur(photos, float(rng.uniform(1, 2.5)))
     texture = 0.07 * torch.tanh(texture / 0.07)  # edges of another scene are no texture

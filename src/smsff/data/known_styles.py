@@ -5,7 +5,8 @@ equivariant to translation (away from the reflected border), so a convolutional 
 are in pixels of the input; the defaults were chosen by eye for photos of 300 to 600 pixels.
 
 Sources: extended difference of Gaussians and soft luminance quantisation: Winnemoeller et al. 2006 and 2012;
-Kuwahara filter: Kuwahara et al. 1976; bilateral filter: Tomasi and Manduchi 1998; edge darkening: Bousseau et al. 2006.
+Kuwahara filter: Kuwahara et al. 1976; bilateral filter: Tomasi and Manduchi 1998; edge darkening: Bousseau et al. 2006;
+lines with a halo: Appel et al. 1979.
 """
 
 from __future__ import annotations
@@ -104,4 +105,17 @@ def watercolour(x: Tensor, edge: float = 1.6, wash: float = 0.7, radius: int = 3
     return (1 - (1 - flat) * density).clamp(0, 1)
 
 
-STYLES: dict[str, Callable[..., Tensor]] = {"cel": cel, "sketch": sketch, "oil": oil, "watercolour": watercolour}
+def ink(
+    x: Tensor, gain: float = 22, threshold: float = 0.015, sigma: float = 1.5, halo: float = 4.0, radius: int = 3
+) -> Tensor:
+    """Ink and brush: dabs of flat colour, bold dark lines where they meet, a light rim beside each line.
+
+    What a line darkens, its rim gives back, so the mean colour of a region is that of the photo.
+    """
+    flat = kuwahara(kuwahara(x, radius), radius - 1)
+    gy, gx = torch.gradient(blur(luma(flat), sigma), dim=(2, 3))
+    dark = flat * 0.95 * (gain * (torch.hypot(gx, gy) - threshold)).clamp(0, 1)
+    return (flat - dark + blur(dark, halo)).clamp(0, 1)
+
+
+STYLES: dict[str, Callable[..., Tensor]] = {"ink": ink, "cel": cel, "sketch": sketch, "oil": oil, "watercolour": watercolour}

@@ -14,14 +14,12 @@ from smsff.data.folder import BUNDLED
 
 CAPTIONS = ("a picture", "a picture", "a photo")
 """What they are called, in turn."""
-PHOTO_WEIGHTS = {"astronaut": 4, "china": 4, "hopper": 4, "rocket": 2}
-"""How often a photo of a scene is drawn; grey photos and close-ups of textures count once."""
 
 
 def training_photos() -> list[Image.Image]:
-    """The bundled training photos and textures, scenes repeated by `PHOTO_WEIGHTS`."""
+    """The bundled training photos and textures."""
     files = sorted(path for part in ("textures", "train") for path in (BUNDLED / part).glob("*.jpg"))
-    return [p for f in files for p in [Image.open(f).convert("RGB")] * PHOTO_WEIGHTS.get(f.stem, 1)]
+    return [Image.open(file).convert("RGB") for file in files]
 
 
 def to_image(x: Tensor) -> Image.Image:

@@ -50,7 +50,7 @@ log = logging.getLogger(__name__)
 
 SIZE, CROP, LATENT_CROP = 160, 64, 32
 """Pixels of a picture of the bank, of an auto-encoder crop, and latents of a U-Net crop."""
-SHIPPED = ("cel", "sketch", "watercolour")
+SHIPPED = ("ink", "cel", "watercolour")
 PRECISION = "bf16-mixed"
 """Of the style LoRAs' training, as in the experiment."""
 
