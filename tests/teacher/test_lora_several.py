@@ -212,7 +212,7 @@ def test_switching_restores_the_base_exactly(tmp_path: Path) -> None:
     switch = AdapterSwitch(unet)
     assert torch.equal(run_unet(unet), base)
     with switch.using("style"):
-        assert torch.equal(run_unet(unet), styled)
+        torch.testing.assert_close(run_unet(unet), styled, rtol=0, atol=1e-5)
     with switch.using("another"):
         assert torch.equal(run_unet(unet), base)
     assert (styled - base).abs().max() > 1e-2
