@@ -200,6 +200,10 @@ def build_module(plain: dict[str, Any], parts: dict[str, Any], data: pl.Lightnin
     if len(captions) <= MAX_PROMPTS:
         module.encode_prompts(captions)
         teacher.drop_text_encoder()
+    if module.in_latent_space:
+        module.hold(data.image[None])  # type: ignore[operator]
+    if not module.needs_encoder:
+        teacher.latent.drop_encoder()
     if not module.needs_decoder:
         teacher.latent.drop_decoder()
     return module

@@ -45,6 +45,7 @@ def ours(dtype: Any, *, other_base: bool, latent: bool, checkpointing: bool, mix
         doubled=True,
         share_draw=True,
         decoder=latent,
+        encoder=not latent,
     )
 
 

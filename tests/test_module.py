@@ -14,6 +14,7 @@ from smsff.generator.image import ImageGenerator, LatentGenerator
 from smsff.module import Draws, Prompts, StyleMatching
 from smsff.objective.gradient import latent_surrogate
 from smsff.objective.relevance import UniformRelevance
+from smsff.objective.relevance_cache import CachedRelevance
 from smsff.objective.replay import Replay
 from smsff.objective.sms import StyleMatchingObjective
 from smsff.objective.timesteps import Narrowing, Uniform
@@ -331,6 +332,30 @@ def test_latent_generator_needs_no_encoder_gradient_and_moves() -> None:
     _, gradients = step_gradients(module, batch)
     assert gradients["generator.value"].abs().sum() > 0
     assert module.stylize(batch["image"]).shape == batch["image"].shape
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_held_picture_is_encoded_no_more(monkeypatch: pytest.MonkeyPatch, cached: bool) -> None:
+    batch = tiny_batch(size=1)
+    relevance = {"relevance": CachedRelevance()} if cached else {}
+    module = tiny_module(generator=LatentGenerator(batch["image"]), warmup=ReconstructionWarmup(steps=0), **relevance)
+    assert module.needs_encoder is cached
+    whole = {**batch, "name": ["a"]}
+    monkeypatch.setattr(module, "log", lambda *_, **__: None)
+    wanted = module.validation_step(whole, 0)
+    module.hold(batch["image"])
+    assert not {"source", "preview"} & module.state_dict().keys()
+
+    def encode(x: Tensor) -> Tensor:
+        raise AssertionError
+
+    monkeypatch.setattr(module, "encode_source", encode)
+    found = module.validation_step(whole, 0)
+    torch.testing.assert_close(
+        [found[k] for k in ("result", "relevance")], [wanted[k] for k in ("result", "relevance")]
+    )
+    if not cached:
+        module.training_step(batch, 0)
 
 
 def test_image_generator_stays_in_range() -> None:

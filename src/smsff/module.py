@@ -237,7 +237,11 @@ class StyleMatching(pl.LightningModule):
         self.grid_jitter, self.pullback = grid_jitter, pullback
         self.speed, self.picture = speed, picture
         self.shared: tuple[Tensor, Tensor] | None = None  # the fake's prediction with its graph, and t
-        self.source: Tensor | None = None  # latents of the one picture of a generator of latents
+        # latents of the one picture of a generator of latents, and of what its relevance is shown for
+        self.source: Tensor | None
+        self.preview: Tensor | None
+        for name in ("source", "preview"):
+            self.register_buffer(name, None, persistent=False)
         self.record = dict(record or {})
         self.guard, self.figures = StepGuard(), dict[str, Tensor]()
         self.ema_decay = ema_decay
@@ -482,6 +486,17 @@ class StyleMatching(pl.LightningModule):
         """Whether latents become pictures anywhere in the run."""
         return self.in_latent_space or self.through_decoder
 
+    @property
+    def needs_encoder(self) -> bool:
+        """Whether pictures become latents anywhere in the run, once that of a generator of latents is held."""
+        return not self.in_latent_space or isinstance(self.relevance, CachedRelevance)
+
+    def hold(self, picture: Tensor) -> None:
+        """Encode the one picture (1, 3, H, W) of a generator of latents for the whole run."""
+        self.source = self.encode_source(picture)
+        if self.relevance.needs_scores:
+            self.preview = self.preview_latents(picture)
+
     def encode_result(self, y: Tensor) -> Tensor:
         """Scaled latents (B, C, h, w) of the generator's pictures, or a leaf of their own in the decoder's way."""
         if not self.through_decoder:
@@ -562,7 +577,8 @@ class StyleMatching(pl.LightningModule):
         """The averaged generator's picture, (B, 3, H, W) in [-1, 1]."""
         if not self.in_latent_space:
             return self.ema(x).clamp(-1, 1)
-        picture = self.teacher.latent.decode(self.ema(self.encode_source(x)))
+        source = self.encode_source(x) if self.source is None else self.source
+        picture = self.teacher.latent.decode(self.ema(source))
         return picture[..., : x.shape[-2], : x.shape[-1]].clamp(-1, 1)
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
@@ -579,14 +595,18 @@ class StyleMatching(pl.LightningModule):
 
     def preview_relevance(self, x: Tensor, captions: Sequence[str]) -> Tensor:
         """Relevance map (B, 1, H, W) of pictures at a quarter of the noise levels, computed at `PREVIEW_SIZE`."""
-        size, multiple = x.shape[-2:], 8 * self.teacher.latent.downscale
-        shrink = min(1.0, PREVIEW_SIZE / max(size))
-        small = [max(1, round(side * shrink / multiple)) * multiple for side in size]
-        z = self.encode_source(F.interpolate(x, small, mode="bilinear", antialias=True))
+        z = self.preview_latents(x) if self.preview is None else self.preview
         t = torch.full((len(x),), self.teacher.schedule.num_steps // 4, device=x.device)
         noise = Draws(self.seed, 0, range(len(x)), like=z).normal("preview", tuple(z.shape[1:]))
         m = self.relevance_map(Noised(z, z, noise, t, self.teacher.schedule), self.encode_prompts(captions))
-        return F.interpolate(m / m.amax((1, 2, 3), keepdim=True).clamp(min=1e-12), size, mode="bilinear")
+        return F.interpolate(m / m.amax((1, 2, 3), keepdim=True).clamp(min=1e-12), x.shape[-2:], mode="bilinear")
+
+    def preview_latents(self, x: Tensor) -> Tensor:
+        """Latents of pictures (B, 3, H, W) at `PREVIEW_SIZE`, in sides that suit the U-Net."""
+        size, multiple = x.shape[-2:], 8 * self.teacher.latent.downscale
+        shrink = min(1.0, PREVIEW_SIZE / max(size))
+        small = [max(1, round(side * shrink / multiple)) * multiple for side in size]
+        return self.encode_source(F.interpolate(x, small, mode="bilinear", antialias=True))
 
     # -------------------------------------------------------------------------------------------------- checkpoints
 

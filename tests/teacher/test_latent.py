@@ -114,3 +114,16 @@ def test_a_dropped_decoder_leaves_the_encoder(tiny_vae: bool) -> None:
     assert sum(p.numel() for p in latent.parameters()) < 0.6 * size
     with pytest.raises(RuntimeError, match="decoder was dropped"):
         latent.decode(z)
+
+
+@pytest.mark.parametrize("tiny_vae", [False, True])
+def test_a_dropped_encoder_leaves_the_decoder(tiny_vae: bool) -> None:
+    latent = AutoencoderLatent(build_vae(TinySpec(tiny_vae=tiny_vae)))
+    x = torch.rand(1, 3, 16, 24) * 2 - 1
+    z, size = latent.encode(x), sum(p.numel() for p in latent.parameters())
+    y = latent.decode(z)
+    latent.drop_encoder()
+    assert torch.equal(latent.decode(z), y)
+    assert sum(p.numel() for p in latent.parameters()) < 0.8 * size
+    with pytest.raises(RuntimeError, match="encoder was dropped"):
+        latent.encode(x)

@@ -122,6 +122,9 @@ def test_weights_by_network_and_dtype() -> None:
     assert [n.name for n in kept.networks][3:] == ["style's U-Net", "style's text encoder"]
     without = predict(family_config("sd1"), dtype="float32", decoder=False, **options)
     assert without.frozen == 4 * (859_520_964 + 34_163_664)
+    held = predict(family_config("sd1"), dtype="float32", encoder=False, **options)
+    assert held.frozen == 4 * (859_520_964 + 83_653_863 - 34_163_664)
+    assert held.total == predict(family_config("sd1"), dtype="float32", **options).total  # it is there at the start
 
 
 @pytest.mark.slow

@@ -81,6 +81,8 @@ class AutoencoderLatent(nn.Module):
         Returns:
             (B, channels, ceil(H / downscale), ceil(W / downscale)), at least float32.
         """
+        if self.vae.encoder is None:
+            raise RuntimeError("the encoder was dropped, as the one picture of this run is encoded already")
         x = pad_to_multiple(x, self.downscale).to(self.vae.dtype)
         whole = self._checkpoint_whole and torch.is_grad_enabled() and x.requires_grad
         mean = checkpoint(self._mean, x, use_reentrant=False) if whole else self._mean(x)
@@ -101,7 +103,14 @@ class AutoencoderLatent(nn.Module):
 
     def drop_decoder(self) -> None:
         """Free the decoder, half of the auto-encoder and more; `decode` is then an error."""
-        for part in ("decoder", "post_quant_conv"):
+        self._drop("decoder", "post_quant_conv")
+
+    def drop_encoder(self) -> None:
+        """Free the encoder; `encode` is then an error."""
+        self._drop("encoder", "quant_conv")
+
+    def _drop(self, *parts: str) -> None:
+        for part in parts:
             if getattr(self.vae, part, None) is not None:
                 setattr(self.vae, part, None)
 

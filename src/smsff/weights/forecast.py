@@ -62,6 +62,7 @@ def forecast(
             doubled=_doubled(plain),
             through_decoder=plain.get("pullback") == "decoder",
             decoder=_decodes(plain),
+            encoder=_encodes(plain),
             share_draw=bool((plain.get("speed") or {}).get("share_draw")),
             processes=_processes(trainer, gpus),
         )
@@ -184,6 +185,13 @@ def _decodes(plain: Mapping[str, Any]) -> bool:
     if plain["task"] == "style_lora" or plain.get("pullback") == "decoder":
         return True
     return getattr(find_target(plain["generator"], "generator"), "space", "image") == "latent"
+
+
+def _encodes(plain: Mapping[str, Any]) -> bool:
+    """Whether the run turns pictures into latents after its start."""
+    if plain["task"] == "style_lora" or plain["relevance"]["_target_"].endswith("CachedRelevance"):
+        return True
+    return getattr(find_target(plain["generator"], "generator"), "space", "image") != "latent"
 
 
 def _lora_elements(found: Sequence[Status]) -> int:

@@ -91,6 +91,7 @@ def predict(
     through_decoder: bool = False,
     share_draw: bool = False,
     decoder: bool = True,
+    encoder: bool = True,
     keep_text: bool = False,
     processes: int = 1,
 ) -> MemoryEstimate:
@@ -110,6 +111,7 @@ def predict(
         share_draw: ``speed.share_draw``: what the fake keeps is there before pictures are decoded.
         decoder: whether the auto-encoder keeps its decoder, which a generator of pictures without ``pullback=decoder``
             does not need.
+        encoder: whether it keeps its encoder, which a generator of latents needs at the start alone.
         keep_text: the text encoders stay (more captions than are encoded in advance).
         processes: with several, the gradients are held once more for the exchange.
     """
@@ -119,10 +121,11 @@ def predict(
     texts = sum(n.bytes for n in loaded if "text encoder" in n.name)
     frozen = sum(n.bytes for n in loaded) - (0 if keep_text else texts)
     frozen += style_lora * getattr(torch, dtype).itemsize
-    if not decoder:
-        vae = skeleton_vae(base)
-        parts = [part for part in (vae.decoder, getattr(vae, "post_quant_conv", None)) if part is not None]
-        frozen -= sum(_bytes(part.parameters()) for part in parts)
+    half = {
+        "encoder": _part_bytes(base, "encoder", "quant_conv"),
+        "decoder": _part_bytes(base, "decoder", "post_quant_conv"),
+    }
+    frozen -= (0 if decoder else half["decoder"]) + (0 if encoder else half["encoder"])
 
     teacher = skeleton_teacher(base, dtype=getattr(torch, dtype), gradient_checkpointing=gradient_checkpointing)
     fake = None if adapter is None else _fake(teacher, adapter)
@@ -151,7 +154,14 @@ def predict(
         )
     gradients = _bytes([*trained, *adapters])
     step = live.peak + (gradients if processes > 1 else 0)
+    step += 0 if encoder else half["encoder"]  # it is there when the picture is encoded, which may be the peak
     return MemoryEstimate(tuple(loaded), frozen, state, gradients, kept, step, texts)
+
+
+def _part_bytes(config: PipelineConfig, *names: str) -> int:
+    """Of parts of the auto-encoder that it has."""
+    parts = [getattr(skeleton_vae(config), name, None) for name in names]
+    return sum(_bytes(part.parameters()) for part in parts if part is not None)
 
 
 def skeleton_teacher(
