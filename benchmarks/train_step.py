@@ -11,6 +11,7 @@ import importlib.util
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
-from pipelines import build_reduced, reduced_unet
+from pipelines import HEADS, WIDTHS, build_reduced, reduced_unet
 from reference_work import ReferenceStep
 from timing import arguments, parser, ratio, summary, take_turns, write
 from torch import nn
@@ -28,6 +29,7 @@ from smsff.data.folder import BUNDLED
 from smsff.module import StyleMatching
 from smsff.teacher.embedded import build_unet
 
+MODELS = ("reduced", "wide-heads", "embedded")
 ROOT = Path(__file__).resolve().parent.parent
 OFFICIAL = ("experiment=sms_official",)
 OURS = ("experiment=per_image",)
@@ -47,6 +49,8 @@ LADDER: dict[str, tuple[str, ...]] = {
     "default, speed=fast (2 + 1)": (*OURS, FAST),
 }
 """Options of train.py by the sample-forwards + sample-backwards of the U-Net that they cost; the reference: 8 + 2."""
+BARS = ("same mathematics and draws (7 + 1)", "default (3 + 1)", "default, speed=fast (2 + 1)")
+"""The rows for the U-Net with heads as wide as Stable Diffusion's."""
 QUICK = ("same mathematics and draws (7 + 1)", "default, speed=fast (2 + 1)")
 
 
@@ -136,26 +140,22 @@ def reference(unet: Callable[[], Any], step: OurStep, device: str) -> ReferenceS
 def measure(
     name: str, rows: Sequence[str], picture: int, model: Sequence[str], unet: Any, path: Path, args: Any
 ) -> dict[str, Any]:
-    """All rows against the reference, in turns; row by row, for the networks of all would not fit every machine."""
+    """All rows and the reference, in turns."""
     common = [*model, f"data.short_side={picture}", "data.multiple=8", f"data.path={path}"]
     common += ["steps=100000", "warmup.steps=0", "logger=none"]
-    found: dict[str, Any] = {"model": name, "picture": picture, "batch": 1, "rows": {}}
-    for row in rows:
-        step = OurStep(composed([*LADDER[row], *common]), device=args.device)
-        theirs = reference(unet, step, args.device)
+    steps = {row: OurStep(composed([*LADDER[row], *common]), device=args.device) for row in rows}
+    theirs = reference(unet, steps[rows[0]], args.device)
+    passes = {}
+    for row, step in steps.items():
         step()  # fills caches
-        passes = count(step)
-        turns = take_turns(
-            {"reference": theirs, "ours": step}, turns=args.turns, threads=args.threads, device=args.device
-        )
-        faster = ratio(turns, "reference", "ours")
-        found["rows"][row] = {
-            "options": [*LADDER[row]],
-            "passes": passes,
-            "times_faster": faster,
-            "seconds": summary(turns),
-        }
-        found["parameters"] = sum(p.numel() for p in theirs.style.parameters())
+        passes[row] = count(step)
+    candidates = {"reference": theirs, **steps}
+    turns = take_turns(candidates, turns=args.turns, threads=args.threads, device=args.device)
+    found: dict[str, Any] = {"model": name, "picture": picture, "batch": 1, "seconds": summary(turns), "rows": {}}
+    found["parameters"] = sum(p.numel() for p in theirs.style.parameters())
+    for row in rows:
+        faster = ratio(turns, "reference", row)
+        found["rows"][row] = {"options": [*LADDER[row]], "passes": passes[row], "times_faster": faster}
         print(f"{name}: {row}: {faster['median']:.2f} ({faster['min']:.2f} to {faster['max']:.2f})", flush=True)
     return found
 
@@ -164,20 +164,24 @@ def main(words: Sequence[str] | None = None) -> dict[str, Any]:
     made = parser(__doc__ or "", turns=5)
     made.add_argument("--rows", nargs="+", choices=list(LADDER), help="a part of the table")
     made.add_argument("--picture", type=int, default=256, help="side in pixels of the picture for the reduced model")
-    made.add_argument("--models", nargs="+", choices=["reduced", "embedded"], default=["reduced", "embedded"])
+    made.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
     args = arguments(made, words)
     rows = args.rows or (QUICK if args.quick else tuple(LADDER))
     results = []
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "square.png"
         Image.open(BUNDLED / "test" / "chelsea.jpg").crop((0, 0, 256, 256)).save(path)
-        if "reduced" in args.models:
-            widths = (16, 16, 32, 32) if args.quick else (64, 128, 256, 256)
-            base, lora = build_reduced(Path(folder) / "reduced", widths=widths, rank=2 if args.quick else 8)
+        reduced = (("reduced", HEADS, rows), ("wide-heads", 2, args.rows or BARS))
+        for name, heads, chosen in reduced[: 1 if args.quick else None]:
+            if name not in args.models:
+                continue
+            widths, rank = ((16, 16, 32, 32), 2) if args.quick else (WIDTHS, 8)
+            unet = partial(reduced_unet, widths, heads)
+            base, lora = build_reduced(Path(folder) / name / "model", widths=widths, rank=rank, heads=heads)
             model = ["style=watercolour", "teacher=sd15", f"teacher.base={base}", f"style.lora={lora}"]
             model += ["teacher.gradient_checkpointing=false", "trainer=cpu"]
             side = 64 if args.quick else args.picture
-            results.append(measure("SD 1.5, reduced", rows, side, model, lambda: reduced_unet(widths), path, args))
+            results.append(measure(f"SD 1.5, reduced, {heads} heads", chosen, side, model, unet, path, args))
         if "embedded" in args.models and not args.quick:
             results.append(measure("embedded", rows, 64, ["style=watercolour", "trainer=cpu"], build_unet, path, args))
     return write(args, {"reference": "8 sample-forwards and 2 sample-backwards, float32", "results": results})

@@ -22,8 +22,8 @@ from smsff.stylize.tiles import in_tiles
 TILE = 1024
 """Side of a tile in pixels for a network that is computed as one."""
 STAGED_TILE = 4096
-"""The same for the U-Net, which takes large pieces in stages: 2 GB."""
-WHOLE = 1024
+"""The same for the U-Net, which takes large pieces in stages: 1.6 GB."""
+WHOLE = 512
 """Longest side in pixels of a piece that the U-Net takes in one go."""
 
 
