@@ -141,7 +141,7 @@ def many(stylizer: Stylizer, picture: Tensor) -> None:
 def main(words: Sequence[str] | None = None) -> dict[str, Any]:
     made = parser(__doc__ or "")
     made.add_argument("--sizes", type=int, nargs="+", default=[256, 512], help="side of the pictures, pixels")
-    made.add_argument("--large", type=int, nargs="+", default=[256, 1024, 4096], help="of the cost of a pixel")
+    made.add_argument("--large", type=int, nargs="+", default=[256, 1024, 2048], help="of the cost of a pixel")
     made.add_argument("--tiles", type=int, nargs="+", default=[4096], help="tiles of pictures above 1024; 0: none")
     made.add_argument("--training-size", type=int, default=64)
     made.add_argument("--training-batch", type=int, default=8)
