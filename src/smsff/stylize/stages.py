@@ -2,7 +2,7 @@
 
 A tile of the whole network has to be read with all the pixels that can act on it, 270 on each side of the default
 network, so that tiles of 1024 pixels cost twice as much as the picture whole. Within one stage a pixel reaches a few
-cells of the stage's own grid. What is alive at most, feature maps of the whole picture and one tile, is 95 bytes for a pixel.
+cells of the stage's own grid. What is alive at most, feature maps of the picture and one tile, is 95 bytes for a pixel.
 """
 
 from __future__ import annotations
