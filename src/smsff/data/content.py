@@ -140,13 +140,14 @@ def patches(count: int, size: tuple[int, int], rng: np.random.Generator) -> Tens
     return torch.sigmoid(4 * (F.interpolate(coarse, size=size, mode="bicubic", align_corners=True) + shift))
 
 
-def degrade(styled: Tensor, photos: Tensor, rng: np.random.Generator) -> Tensor:
-    """Styled pictures with what a style removes put back at random: soft edges without lines or rims, texture, other tones.
+def degrade(styled: Tensor, photos: Tensor, rng: np.random.Generator, *, tones: float = 1.0) -> Tensor:
+    """Styled pictures with what a style removes put back: soft edges without lines or rims, texture, other tones.
 
     Args:
         styled: (B, 3, H, W) in [0, 1].
         photos: (B, 3, H, W) in [0, 1], of other scenes; their fine detail is the texture.
         rng: Each step happens to each picture with its own chance and strength.
+        tones: How far brightness and contrast are bent; 0 for a style that leaves them as they are.
 
     Returns:
         (B, 3, H, W) in [0, 1].
@@ -169,6 +170,6 @@ def degrade(styled: Tensor, photos: Tensor, rng: np.random.Generator) -> Tensor:
     x = x + draw(0.3, 1.4, 0.75) * texture * region
     hair = strokes(count, max(height, width), rng)[..., :height, :width] * patches(count, (height, width), rng)
     x = (x + draw(0.01, 0.07, 0.45) * hair).clamp(0, 1)
-    x = x ** (2 ** draw(-0.6, 0.6, 0.6))
+    x = x ** (2 ** (tones * draw(-0.6, 0.6, 0.6)))
     pivot = torch.where(draw(1, 1, 0.5) > 0, x.mean((1, 2, 3), keepdim=True), torch.ones(()))
-    return (pivot + (1 + draw(-0.3, 0.45, 0.7)) * (x - pivot)).clamp(0, 1)
+    return (pivot + (1 + tones * draw(-0.3, 0.45, 0.7)) * (x - pivot)).clamp(0, 1)

@@ -105,17 +105,21 @@ def watercolour(x: Tensor, edge: float = 1.6, wash: float = 0.7, radius: int = 3
     return (1 - (1 - flat) * density).clamp(0, 1)
 
 
-def ink(
-    x: Tensor, gain: float = 22, threshold: float = 0.015, sigma: float = 1.5, halo: float = 4.0, radius: int = 3
-) -> Tensor:
-    """Ink and brush: dabs of flat colour, bold dark lines where they meet, a light rim beside each line.
+def ink(x: Tensor, gain: float = 24, threshold: float = 0.015, sigma: float = 1.5, halo: float = 4.0) -> Tensor:
+    """Ink and wash: smooth colour, bold dark lines along edges, a light rim beside each line.
 
     What a line darkens, its rim gives back, so the mean colour of a region is that of the photo.
     """
-    flat = kuwahara(kuwahara(x, radius), radius - 1)
-    gy, gx = torch.gradient(blur(luma(flat), sigma), dim=(2, 3))
+    flat = bilateral(x, 4, 3.0, 0.14)
+    gy, gx = torch.gradient(blur(luma(x), sigma), dim=(2, 3))
     dark = flat * 0.95 * (gain * (torch.hypot(gx, gy) - threshold)).clamp(0, 1)
     return (flat - dark + blur(dark, halo)).clamp(0, 1)
 
 
-STYLES: dict[str, Callable[..., Tensor]] = {"ink": ink, "cel": cel, "sketch": sketch, "oil": oil, "watercolour": watercolour}
+STYLES: dict[str, Callable[..., Tensor]] = {
+    "ink": ink,
+    "cel": cel,
+    "sketch": sketch,
+    "oil": oil,
+    "watercolour": watercolour,
+}

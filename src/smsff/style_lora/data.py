@@ -46,14 +46,17 @@ class Degraded:
     Attributes:
         share: 0 none, 1 all.
         texture_root: Folder of photos of other scenes, whose fine detail is put on; None for the bundled textures.
+        tones: How far brightness and contrast are bent: 0 not at all, as for a style that leaves them as they are.
     """
 
     share: float = 0.0
     texture_root: str | None = None
+    tones: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.share <= 1:
-            raise UserError(f"data.degraded.share={self.share} must lie in [0, 1]")
+        for name in ("share", "tones"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"data.degraded.{name}={getattr(self, name)} must lie in [0, 1]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +99,7 @@ class StyleCrops(Dataset[dict[str, Any]]):
         seed: int,
         global_batch: int,
         degraded: float = 0.0,
+        tones: float = 1.0,
         textures: ImageFolder | None = None,
         prior: ImageFolder | None = None,
         margin: int = 0,
@@ -108,13 +112,15 @@ class StyleCrops(Dataset[dict[str, Any]]):
             seed: Of all draws.
             global_batch: Samples of all processes together.
             degraded: Share of the samples whose input is degraded.
+            tones: How far their tones are bent.
             textures: Photos of other scenes; needed if any sample is degraded.
             prior: Class pictures.
             margin: Pixels around every window, see `StylePictures`.
         """
         self.folder, self.buckets, self.scale, self.flip = folder, buckets, scale, flip
         self.seed, self.global_batch = seed, global_batch
-        self.degraded, self.textures, self.prior, self.margin = degraded, textures, prior, margin
+        self.degraded, self.tones, self.textures = degraded, tones, textures
+        self.prior, self.margin = prior, margin
 
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
         wanted, (height, width) = self.buckets.draw(*draw, self.global_batch)
@@ -145,7 +151,7 @@ class StyleCrops(Dataset[dict[str, Any]]):
         height, width = image.shape[1:]
         texture = window(photo, (height, width), scale=OWN_PIXELS, flip=True, generator=generator)
         rng = np.random.default_rng(keyed_seed(self.seed, "degrade", *draw))
-        return 2 * degrade((image[None] + 1) / 2, (texture[None] + 1) / 2, rng)[0] - 1
+        return 2 * degrade((image[None] + 1) / 2, (texture[None] + 1) / 2, rng, tones=self.tones)[0] - 1
 
     def _class_picture(self, prior: ImageFolder, draw: Draw, shape: tuple[int, int]) -> dict[str, Any]:
         wanted = image_index(draw, seed=self.seed + 1, count=len(prior), global_batch=self.global_batch)
@@ -319,6 +325,7 @@ class StylePictures(ImageDataModule):
             seed=self.seed,
             global_batch=processes * self.batch_size,
             degraded=self.degraded.share,
+            tones=self.degraded.tones,
             textures=self.textures,
             prior=self.prior,
             margin=self.margin,
