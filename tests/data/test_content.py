@@ -99,12 +99,12 @@ def test_degrade_without_tones_leaves_the_mean_colour() -> None:
 
 
 def test_degrade_takes_the_rims_of_lines_away_as_well() -> None:
-    x = torch.full((64, 3, 32, 48), 0.35)
+    x = torch.full((8, 3, 32, 48), 0.35)
     x[..., 24:] = 0.6
-    styled, rng = ink(x), np.random.default_rng(0)
-    y = degrade(styled, torch.full_like(x, 0.5), rng, tones=0.0)
-    rim = (slice(None), slice(None), slice(8, 24), slice(15, 19))
-    assert (y - x)[rim].mean().abs() < 0.8 * (styled - x)[rim].mean()
+    styled, grey = ink(x), torch.full_like(x, 0.5)
+    y = torch.stack([degrade(styled, grey, np.random.default_rng(seed), tones=0.0) for seed in range(12)]).mean(0)
+    rim = (slice(None), slice(None), slice(8, 24), slice(15, 18))
+    assert (y - x)[rim].mean().abs() < 0.9 * (styled - x)[rim].mean()
 
 
 @pytest.mark.parametrize("draw", [photo_crop, dead_leaves])

@@ -211,10 +211,11 @@ def test_bundled_photos() -> None:
     module = ImageDataModule(crop_size=32, batch_size=2, steps=2, default_caption="a photo")
     module.setup("fit")
     assert module.summary() == {
-        "train_images": 6, "val_images": 1, "test_images": 2, "captions": 1, "unreadable_images": 0, "bad_captions": 0
+        "train_images": 21, "val_images": 3, "test_images": 2, "captions": 1, "unreadable_images": 0, "bad_captions": 0
     }  # fmt: skip
     assert [batch["name"] for batch in module.test_dataloader()] == [["chelsea.jpg"], ["coffee.jpg"]]
-    (flower,) = list(module.val_dataloader())
+    flower, *others = list(module.val_dataloader())
+    assert [batch["name"] for batch in others] == [["raccoon.jpg"], ["room.jpg"]]
     assert flower["image"].shape == (1, 3, 427, 640)
     assert flower["caption"] == ["a photo"]
     assert len(module.train_dataloader()) == 2
