@@ -91,7 +91,7 @@ class Tuned:
         fake_rank, fake_alpha, fake_layers: Size and places of the fake score's LoRA.
         pullback: How steps in latent space reach the picture, encoder or decoder.
         replay_every: Optimizer steps for one evaluation of the scores.
-        replay_hold: Optimizer steps during which they are asked about the same generator.
+        t_scale: t at which the spectrum term would keep all frequencies.
     """
 
     resolution: int
@@ -104,7 +104,7 @@ class Tuned:
     fake_layers: Sequence[str]
     pullback: str
     replay_every: int
-    replay_hold: int
+    t_scale: int
 
 
 @dataclass(kw_only=True)

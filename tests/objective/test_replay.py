@@ -88,13 +88,11 @@ def test_with_another_size_it_begins_anew() -> None:
 
 
 def test_bad_use_is_named() -> None:
-    for name in ("every", "size", "draws", "hold"):
+    for name in ("every", "size", "draws"):
         with pytest.raises(UserError, match=rf"replay\.{name}=0 must be at least 1"):
             Replay(**{name: 0})
     with pytest.raises(UserError, match=r"replay\.relaxation=0\.0 must be"):
         Replay(relaxation=0.0)
-    with pytest.raises(UserError, match=r"replay\.hold=5 and replay\.every=1: "):
-        Replay(hold=5)
     replay = Replay(every=2, size=2)
     with pytest.raises(UserError, match=r"replay\.size=2 must be at least the 3 pictures of one step"):
         replay.put(pictures(3), pictures(3), offsets(3))

@@ -31,23 +31,18 @@ class Replay:
         size: Pictures that are kept; at least those of one step of all processes.
         draws: Stored pictures for each sample of the batch, in a step that asks no score.
         relaxation: omega: how much of a step a target asks for.
-        hold: Optimizer steps of a generation; 1 asks about the generator as it is.
 
     Raises:
         UserError: a number below 1, or a relaxation that is not above 0.
     """
 
-    def __init__(
-        self, *, every: int = 1, size: int = 256, draws: int = 2, relaxation: float = 1.0, hold: int = 1
-    ) -> None:
-        for name, value in (("every", every), ("size", size), ("draws", draws), ("hold", hold)):
+    def __init__(self, *, every: int = 1, size: int = 256, draws: int = 2, relaxation: float = 1.0) -> None:
+        for name, value in (("every", every), ("size", size), ("draws", draws)):
             if value < 1:
                 raise UserError(f"replay.{name}={value} must be at least 1")
-        if hold > 1 and every == 1:
-            raise UserError(f"replay.hold={hold} and replay.every=1: a generation learns its targets again; use hold=1")
         if not 0 < relaxation < math.inf:
             raise UserError(f"replay.relaxation={relaxation} must be a finite number above 0")
-        self.every, self.size, self.draws, self.relaxation, self.hold = every, size, draws, relaxation, hold
+        self.every, self.size, self.draws, self.relaxation = every, size, draws, relaxation
         self.count = 0
         self._kept: dict[str, Tensor] = {}
 
