@@ -51,6 +51,8 @@ log = logging.getLogger(__name__)
 SIZE, CROP, LATENT_CROP = 160, 64, 32
 """Pixels of a picture of the bank, of an auto-encoder crop, and latents of a U-Net crop."""
 SHIPPED = ("ink", "cel", "watercolour")
+TONES = {"ink": 0.1}
+"""How far the tones of degraded pictures are bent, for a style that leaves them as they are; 1 for the others."""
 PRECISION = "bf16-mixed"
 """Of the style LoRAs' training, as in the experiment."""
 
@@ -241,7 +243,7 @@ def style_lora(base: Path, style: str, *, steps: int, rank: int, seed: int) -> S
     )
 
 
-def style_pictures(styled: Path, photos: Path, *, steps: int, seed: int) -> StylePictures:
+def style_pictures(styled: Path, photos: Path, *, steps: int, seed: int, tones: float = 1.0) -> StylePictures:
     """Its data, from two folders of pictures; the numbers likewise."""
     return StylePictures(
         root=str(styled),
@@ -253,7 +255,7 @@ def style_pictures(styled: Path, photos: Path, *, steps: int, seed: int) -> Styl
         val_fraction=1 / 30,
         default_caption="a photo",
         scale=(0.01, 0.01),
-        degraded=Degraded(share=0.7, texture_root=str(photos)),
+        degraded=Degraded(share=0.7, texture_root=str(photos), tones=tones),
         seed=seed,
     )
 
@@ -269,7 +271,8 @@ def train_style(args: argparse.Namespace, style: str, bank: Bank) -> dict[str, d
         if not (folder / METADATA).exists():
             write_folder(folder, bank[kind])
     module = style_lora(args.out, style, steps=args.style_steps, rank=args.rank, seed=args.seed)
-    data = style_pictures(folders[style], folders["photo"], steps=args.style_steps, seed=args.seed)
+    tones = TONES.get(style, 1.0)
+    data = style_pictures(folders[style], folders["photo"], steps=args.style_steps, seed=args.seed, tones=tones)
     fit_style_lora(module, data, precision=args.precision)
     save_style_lora(
         args.out / "loras" / f"{style}.safetensors",
