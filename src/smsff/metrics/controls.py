@@ -10,40 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from smsff.metrics.known_style import crop_border, psnr, tone_free
-from smsff.randomness import keyed_randn
-from smsff.teacher.latent import pad_to_multiple
+from smsff.teacher import sampling
 from smsff.teacher.score import Teacher
-
-LATENT_MULTIPLE = 8
-"""Latents are padded to multiples of this, so that a U-Net with up to three downsamplings sees no odd size."""
 
 
 @torch.no_grad()
 def img2img(teacher: Teacher, x: Tensor, *, prompt: str, t0: int, steps: int = 10, seed: int = 0) -> Tensor:
-    """SDEdit (Meng et al. 2022) with the style score: noise up to t0, then `steps` DDIM steps (Song et al. 2021) down.
-
-    Args:
-        x: (B, 3, H, W) in [-1, 1]; mirrored at the right and the bottom to the size that the teacher needs.
-        prompt: condition of the style score; no guidance.
-        t0: where to start, 0 <= t0 < number of training steps; larger is more style and less of the photo.
-        seed: of the noise, which is the only randomness.
-
-    Returns:
-        (B, 3, H, W) in [-1, 1].
-    """
-    schedule = teacher.schedule
-    z = teacher.latent.encode(pad_to_multiple(x, LATENT_MULTIPLE * teacher.latent.downscale))
-    noise = keyed_randn(seed, "img2img", 0, range(len(z)), tuple(z.shape[1:])).to(z)
-    cond = teacher.encode_prompts([prompt] * len(z)).to(z.device)
-    times = torch.linspace(t0, 0, steps + 1).round().long().tolist()
-    z_t = schedule.add_noise(z, noise, torch.full((len(z),), t0, device=z.device))
-    for now, after in zip(times[:-1], [*times[1:-1], None], strict=True):
-        t = torch.full((len(z),), now, device=z.device)
-        eps = teacher.style(z_t, t, cond)
-        clean = schedule.x0_from_eps(z_t, eps, t)
-        # the last step ends in the clean latent, not at t = 0, which still has a little noise
-        z_t = clean if after is None else schedule.add_noise(clean, eps, torch.full_like(t, after))
-    return teacher.latent.decode(z_t)[..., : x.shape[-2], : x.shape[-1]].clamp(-1, 1)
+    """`smsff.teacher.sampling.img2img` of x (B, 3, H, W) in [-1, 1] with the style score under one prompt."""
+    cond = teacher.encode_prompts([prompt] * len(x)).to(x.device)
+    return sampling.img2img(teacher.style, teacher.schedule, teacher.latent, x, cond, t0=t0, steps=steps, seed=seed)
 
 
 def choose_t0(

@@ -35,7 +35,7 @@ from smsff.metrics import known_style
 from smsff.metrics.table import NOTHING, TONE_CURVE
 from smsff.style_lora.known import training_photos, write_folder
 from smsff.style_lora.prompts import TriggerPrompts
-from smsff.style_lora.sampling import img2img
+from smsff.teacher.sampling import img2img
 from smsff.teacher.stable_diffusion import StableDiffusionTeacher, load_stable_diffusion
 
 SHAPES = ((192, 192), (160, 224), (224, 160))

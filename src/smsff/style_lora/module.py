@@ -25,8 +25,8 @@ from smsff.randomness import keyed_randn
 from smsff.style_lora.adapter import LoraOptions, TrainableStyle
 from smsff.style_lora.objective import PowerTimesteps, StyleLoss, band_edges, denoising_target, weighted_error
 from smsff.style_lora.prompts import TriggerPrompts
-from smsff.style_lora.sampling import img2img
 from smsff.teacher.condition import Condition
+from smsff.teacher.sampling import img2img
 from smsff.teacher.stable_diffusion import StableDiffusionTeacher
 
 MAX_PROMPTS = 3000

@@ -76,11 +76,6 @@ LORA_TARGETS = [
 """All linear and convolutional layers: a local style lives in the convolutions more than in the attention."""
 
 
-def style_prompts(style: str) -> tuple[str, ...]:
-    """Captions of a style LoRA's training pictures: its trigger words alone and with what a picture may be called."""
-    return f"{style} style, a picture", f"{style} style", f"{style} style, a photo", ""
-
-
 def build_tokenizer() -> CLIPTokenizer:
     """A byte-pair tokenizer with the merges of `WORDS`: most of them are one token, any other word is a few."""
     letters = string.ascii_lowercase + string.digits + "-,.!'"
