@@ -83,7 +83,7 @@ class Measurer:
         path = self.out / "photos" / f"{photo}.png"
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
-            demo.to_image(padded).save(path)
+            demo.to_image(padded[0]).save(path)
         side = min(padded.shape[-2:])
         return ["data=single", f"data.path={path}", f"data.short_side={side}", f"data.multiple={MULTIPLE}"]
 
@@ -146,7 +146,7 @@ def kept(
         results = make()
         place.mkdir(parents=True, exist_ok=True)
         for name, y in results.items():
-            demo.to_image(y).save(place / f"{name}.png")
+            demo.to_image(y[0]).save(place / f"{name}.png")
         write_json(path, {name: measure(results[name], operator(x), x) for name, x in photos.items()})
     return {name: Measured(figures, place / f"{name}.png") for name, figures in json.loads(path.read_text()).items()}
 

@@ -108,7 +108,7 @@ def test_middle_and_picture():
     x = torch.arange(5 * 8).view(1, 1, 5, 8).expand(1, 3, 5, 8) / 40
     assert torch.equal(demo.middle(x, 4), x[..., 0:4, 2:6])
     assert demo.middle(x, 20).shape == x.shape
-    image = demo.to_image(torch.tensor([2.0, 0.5, -1.0]).view(1, 3, 1, 1))
+    image = demo.to_image(torch.tensor([2.0, 0.5, -1.0]).view(3, 1, 1))
     assert image.getpixel((0, 0)) == (255, 128, 0)
 
 

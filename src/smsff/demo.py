@@ -27,8 +27,9 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from smsff.callbacks.summary import write_json
-from smsff.data.folder import BUNDLED
-from smsff.data.images import find_images, load_image
+from smsff.data.crops import middle
+from smsff.data.folder import load_photos
+from smsff.data.images import to_image
 from smsff.data.known_styles import STYLES
 from smsff.errors import UserError
 from smsff.metrics import known_style, table
@@ -92,17 +93,6 @@ class Run:
         return style
 
 
-def load_photos(part: str) -> dict[str, Tensor]:
-    """Bundled photos by name, whole, (1, 3, H, W) in [0, 1]."""
-    return {path.stem: load_image(path)[None].float() / 255 for path in find_images(BUNDLED / part)}
-
-
-def middle(x: Tensor, side: int) -> Tensor:
-    """The central square of `side` pixels, or less where x is smaller."""
-    top, left = max(0, (x.shape[-2] - side) // 2), max(0, (x.shape[-1] - side) // 2)
-    return x[..., top : top + side, left : left + side]
-
-
 def stylized_by_teacher(run: Run, photos: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """img2img of whole photos with the t0 that is best on the middle of the validation photo, and that choice."""
     teacher: Teacher = run.build("teacher")
@@ -162,14 +152,9 @@ def measure_pictures(pictures: Pictures) -> Table:
     )
 
 
-def to_image(x: Tensor) -> Image.Image:
-    """(1, 3, H, W) in [0, 1] to an 8-bit picture."""
-    return Image.fromarray((x[0].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).contiguous().numpy())
-
-
 def side_by_side(columns: Mapping[str, Tensor]) -> Image.Image:
-    """Pictures of one size in a row, each under its name."""
-    images = {name: to_image(x) for name, x in columns.items()}
+    """Pictures (1, 3, H, W) of one size in a row, each under its name."""
+    images = {name: to_image(x[0]) for name, x in columns.items()}
     width, height = next(iter(images.values())).size
     sheet = Image.new("RGB", (len(images) * (width + 4) - 4, height + LABEL_HEIGHT), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(16)
@@ -190,7 +175,7 @@ def write_pictures(pictures: Pictures, folder: Path) -> list[Path]:
         for suffix, picture in (
             ("comparison", side_by_side({label: pictures[row][name] for row, label in columns.items()})),
             ("before_after", side_by_side({"before": photo, "after": ours})),
-            ("stylized", to_image(ours)),
+            ("stylized", to_image(ours[0])),
         ):
             written.append(folder / f"{name}_{suffix}.png")
             picture.save(written[-1])

@@ -11,10 +11,10 @@ import torch
 from omegaconf import OmegaConf
 
 from smsff.data.captions import read_captions
-from smsff.data.images import find_images, load_image
+from smsff.data.folder import load_photos
+from smsff.data.images import find_images, load_image, to_image
 from smsff.data.known_styles import STYLES
 from smsff.style_lora import gate
-from smsff.style_lora.known import to_image
 
 ROWS = {
     "do nothing": {"psnr_tone_free": 20.0, "ssim_tone_free": 0.6, "style_tone_free": 5.0},
@@ -77,7 +77,7 @@ def test_controls_and_img2img_are_measured_on_the_same_photo(
     monkeypatch.setattr(gate, "SIDE", 48)
     monkeypatch.setattr(gate, "T0", (100,))
     monkeypatch.setattr(gate, "STEPS", 1)
-    monkeypatch.setattr(gate, "find_images", lambda folder: find_images(folder)[:1])
+    monkeypatch.setattr(gate, "load_photos", lambda part: dict([*load_photos(part).items()][:1]))
     rows = gate.measure(load_stable_diffusion(base=str(tiny_base), lora=str(tiny_lora)), "sketch", "a", "val")
     assert list(rows) == [
         "do nothing",

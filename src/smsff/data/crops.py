@@ -31,6 +31,12 @@ def shrink_to(image: Tensor, max_side: int) -> Tensor:
     return resize(image, max(1, round(height * factor)), max(1, round(width * factor)))
 
 
+def middle(x: Tensor, side: int) -> Tensor:
+    """The central square of `side` pixels of (..., H, W), or less where x is smaller."""
+    top, left = max(0, (x.shape[-2] - side) // 2), max(0, (x.shape[-1] - side) // 2)
+    return x[..., top : top + side, left : left + side]
+
+
 @dataclass(frozen=True)
 class Window:
     """A square part of an image in pixels, perhaps mirrored left and right."""

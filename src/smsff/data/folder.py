@@ -17,6 +17,11 @@ from smsff.errors import UserError
 BUNDLED = Path(__file__).parent / "photos"
 
 
+def load_photos(part: str) -> dict[str, Tensor]:
+    """Bundled photos by name, whole, (1, 3, H, W) in [0, 1]; `part` is train, val or test."""
+    return {path.stem: load_image(path)[None].float() / 255 for path in find_images(BUNDLED / part)}
+
+
 class ImageFolder:
     """The readable images of one folder, or a part of them, in the order of their names.
 

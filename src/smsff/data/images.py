@@ -157,6 +157,12 @@ def _check_scans(data: bytes, pixels: int) -> None:
         raise ValueError(f"{scans} scans of {pixels:,} pixels would take too long to decode")
 
 
+def to_image(x: Tensor) -> Image.Image:
+    """(3, H, W), uint8 or float in [0, 1], to an 8-bit picture."""
+    x = x if x.dtype.itemsize == 1 else (x.clamp(0, 1) * 255).round().byte()
+    return Image.fromarray(x.permute(1, 2, 0).contiguous().cpu().numpy())
+
+
 def _decode_jpeg(data: bytes) -> Tensor:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torchvision >= 0.29 announces that its decoders will move

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from smsff.data.images import load_image
+from smsff.data.images import load_image, to_image
 from smsff.errors import UserError
 from smsff.report.content import Source
 
@@ -61,7 +61,7 @@ def embed(sources: Iterable[Source], *, limit: int = LIMIT) -> dict[Source, Pict
 
 def _encode(source: Source, side: int) -> Picture | None:
     try:
-        image = Image.fromarray(load_image(source.path).permute(1, 2, 0).contiguous().numpy())
+        image = to_image(load_image(source.path))
     except UserError:
         return None
     if source.box:

@@ -27,8 +27,9 @@ from torch import Tensor
 from smsff.callbacks.summary import write_json
 from smsff.config import StyleLoraConfig, check_arguments
 from smsff.data.content import content
-from smsff.data.folder import BUNDLED
-from smsff.data.images import find_images, load_image
+from smsff.data.crops import middle
+from smsff.data.folder import load_photos
+from smsff.data.images import find_images
 from smsff.data.known_styles import STYLES
 from smsff.errors import UserError
 from smsff.metrics import known_style
@@ -70,12 +71,7 @@ def write_styled(style: str, out: Path, *, count: int, seed: int) -> None:
 
 def photos_of(part: str) -> dict[str, Tensor]:
     """The middle of each bundled photo by name, (1, 3, H, W) in [0, 1]."""
-    middles = {}
-    for path in find_images(BUNDLED / part):
-        x = load_image(path)[None].float() / 255
-        top, left = max(0, (x.shape[-2] - SIDE) // 2), max(0, (x.shape[-1] - SIDE) // 2)
-        middles[path.stem] = x[..., top : top + SIDE, left : left + SIDE]
-    return middles
+    return {name: middle(x, SIDE) for name, x in load_photos(part).items()}
 
 
 def stylized(teacher: StableDiffusionTeacher, score: Any, prompt: str, x: Tensor, t0: int) -> Tensor:
@@ -87,8 +83,7 @@ def stylized(teacher: StableDiffusionTeacher, score: Any, prompt: str, x: Tensor
 def measure(teacher: StableDiffusionTeacher, style: str, prompt: str, part: str) -> dict[str, dict[str, float]]:
     """Mean figures over the photos of a part: both controls, and img2img by base and LoRA from every t0."""
     operator, photos = STYLES[style], photos_of(part)
-    training = (load_image(path)[None].float() / 255 for path in find_images(BUNDLED / "train"))
-    curve = known_style.fit_tone_curve((x, operator(x)) for x in training)
+    curve = known_style.fit_tone_curve((x, operator(x)) for x in load_photos("train").values())
     rows: dict[str, list[dict[str, float]]] = {}
     for x in photos.values():
         truth = operator(x)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from smsff.data.captions import METADATA
 from smsff.data.folder import BUNDLED
+from smsff.data.images import to_image
 
 CAPTIONS = ("a picture", "a picture", "a photo")
 """What they are called, in turn."""
@@ -20,12 +21,6 @@ def training_photos() -> list[Image.Image]:
     """The bundled training photos and textures."""
     files = sorted(path for part in ("textures", "train") for path in (BUNDLED / part).glob("*.jpg"))
     return [Image.open(file).convert("RGB") for file in files]
-
-
-def to_image(x: Tensor) -> Image.Image:
-    """(3, H, W), uint8 or float in [0, 1], to an 8-bit picture."""
-    x = x if x.dtype.itemsize == 1 else (x.clamp(0, 1) * 255).round().byte()
-    return Image.fromarray(x.permute(1, 2, 0).contiguous().numpy())
 
 
 def write_folder(folder: Path, pictures: Iterable[Tensor]) -> None:

@@ -7,10 +7,9 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from PIL import Image
 from torch import Tensor
 
-from smsff.data.images import find_images, printable
+from smsff.data.images import find_images, printable, to_image
 from smsff.errors import UserError
 
 SAVE_OPTIONS: dict[str, dict[str, object]] = {
@@ -88,7 +87,7 @@ def save_image(pixels: Tensor, path: str | Path) -> None:
     """Write RGB (3, H, W) uint8; the extension decides the format. Folders are made as needed."""
     path = Path(path)
     options = SAVE_OPTIONS[path.suffix.lower()]
-    image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().cpu().numpy())
+    image = to_image(pixels)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda temporary: image.save(temporary, **options))  # type: ignore[arg-type]
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from smsff.data.images import printable
+from smsff.data.images import printable, to_image
 from smsff.errors import UserError
 from smsff.generator import UNetGenerator
 from smsff.stylize.model_files import CONFIG, WEIGHTS, Network, load_network
@@ -75,7 +75,7 @@ class Stylizer:
         if isinstance(picture, Image.Image):
             pixels = torch.frombuffer(bytearray(picture.convert("RGB").tobytes()), dtype=torch.uint8)
             stylized = self(pixels.view(1, picture.height, picture.width, 3).permute(0, 3, 1, 2))
-            return Image.fromarray(stylized[0].permute(1, 2, 0).contiguous().numpy())
+            return to_image(stylized[0])
         if picture.ndim != 4 or picture.shape[1] != 3 or 0 in picture.shape:
             raise ValueError(f"a picture must have shape (B, 3, H, W), got {tuple(picture.shape)}")
         if not (picture.dtype == torch.uint8 or picture.is_floating_point()):
