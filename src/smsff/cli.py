@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from smsff import __version__, evaluate
+from smsff.arguments import count, positive
 from smsff.data import caption_model
 from smsff.errors import UserError
 from smsff.report import command as report_command
@@ -45,12 +46,12 @@ def _add_stylize(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     stylize.add_argument("inputs", metavar="INPUT", nargs="+", help="image, or folder that is searched for images")
     stylize.add_argument("--out", metavar="DIR", required=True, help="folder for the results")
     stylize.add_argument(
-        "--tile", metavar="N", type=_count, help="tile size in pixels, 0: never (default 4096, ONNX 1024)"
+        "--tile", metavar="N", type=count, help="tile size in pixels, 0: never (default 4096, ONNX 1024)"
     )
-    stylize.add_argument("--threads", metavar="N", type=_positive, help="CPU threads (default: all cores)")
+    stylize.add_argument("--threads", metavar="N", type=positive, help="CPU threads (default: all cores)")
     stylize.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to compute (default cpu)")
     stylize.add_argument(
-        "--max-pixels", metavar="N", type=_positive, help="leave out larger images, unread (default 150000000)"
+        "--max-pixels", metavar="N", type=positive, help="leave out larger images, unread (default 150000000)"
     )
     stylize.add_argument("--overwrite", action="store_true", help="replace results that exist")
 
@@ -97,20 +98,6 @@ def _add_caption(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def _add_overrides(command: argparse.ArgumentParser) -> None:
     command.add_argument("overrides", metavar="OVERRIDE", nargs="*", help="as for train.py, such as style=ghibli")
     command.add_argument("--conf", metavar="DIR", help="folder of the configuration (default: conf in this folder)")
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{number} is less than 0")
-    return number
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is less than 1")
-    return number
 
 
 def main(argv: Sequence[str] | None = None) -> int:

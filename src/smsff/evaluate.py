@@ -240,10 +240,10 @@ def write(out: Path, content: Mapping[str, Any]) -> None:
     """
     import json
 
+    from smsff.atomic import write_atomically
     from smsff.data.images import printable
     from smsff.report.html import write_report
     from smsff.report.text import evaluation_markdown
-    from smsff.stylize.files import write_atomically
 
     text = evaluation_markdown(content)
     try:

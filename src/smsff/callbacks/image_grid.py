@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torchvision.io import encode_png
 
+from smsff.atomic import write_aside
 from smsff.faults import going_on
 
 COLUMNS = ("source", "result", "relevance")
@@ -45,14 +45,8 @@ def stack_rows(rows: Sequence[Tensor]) -> Tensor:
 
 
 def write_png(path: Path, picture: Tensor) -> None:
-    """Write aside, then rename: a reader never sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".part")
-    try:
-        aside.write_bytes(encode_png(picture.cpu()).numpy().tobytes())
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    """Write (C, H, W) uint8; a reader never sees half a file."""
+    write_aside(path, lambda aside: aside.write_bytes(encode_png(picture.cpu()).numpy().tobytes()))
 
 
 class ImageGrid(pl.Callback):

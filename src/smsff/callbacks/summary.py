@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -12,19 +11,14 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_only
 
+from smsff.atomic import write_aside
 from smsff.faults import going_on
 from smsff.numerics import StepGuard
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write aside, then rename: a reader never sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".part")
-    try:
-        aside.write_text(json.dumps(content, indent=2) + "\n")
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    """Write it indented; a reader never sees half a file."""
+    write_aside(path, lambda aside: aside.write_text(json.dumps(content, indent=2) + "\n"))
 
 
 class RunSummary(pl.Callback):

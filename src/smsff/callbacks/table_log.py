@@ -10,6 +10,8 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
+from smsff.atomic import write_aside
+
 
 class TableWriter(ExperimentWriter):
     """Rows are appended whole or not at all, and a new column never leaves half a table behind."""
@@ -32,20 +34,19 @@ class TableWriter(ExperimentWriter):
         self.metrics = []
 
     def _widen(self, path: Path, keys: list[str]) -> None:
-        """Write the table again with more columns: aside, then renamed."""
+        """Write the table again with more columns."""
         rows = []
         if path.exists():
             with path.open(newline="") as file:
                 rows = list(csv.DictReader(file))
-        aside = path.with_suffix(".part")
-        try:
+
+        def write(aside: Path) -> None:
             with aside.open("w", newline="") as file:
                 writer = csv.DictWriter(file, keys)
                 writer.writeheader()
                 writer.writerows(rows)
-            os.replace(aside, path)
-        finally:
-            aside.unlink(missing_ok=True)
+
+        write_aside(path, write)
 
 
 class TableLogger(CSVLogger):

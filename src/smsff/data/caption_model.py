@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from smsff.arguments import positive
+from smsff.atomic import write_atomically
 from smsff.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,10 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model", metavar="M", default=MODEL, help=f"a BLIP captioning model: folder or hub id (default {MODEL})"
     )
     parser.add_argument("--prompt", metavar="TEXT", default="", help="how every caption begins: 'a painting of'")
-    parser.add_argument("--batch-size", metavar="N", type=_positive, default=8, help="pictures at a time (default 8)")
-    parser.add_argument("--max-words", metavar="N", type=_positive, default=40, help="longest caption in tokens (40)")
+    parser.add_argument("--batch-size", metavar="N", type=positive, default=8, help="pictures at a time (default 8)")
+    parser.add_argument("--max-words", metavar="N", type=positive, default=40, help="longest caption in tokens (40)")
     parser.add_argument("--overwrite", action="store_true", help="also pictures that have a caption")
-    parser.add_argument("--threads", metavar="N", type=_positive, help="CPU threads (default: all cores)")
+    parser.add_argument("--threads", metavar="N", type=positive, help="CPU threads (default: all cores)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute")
 
 
@@ -210,14 +212,4 @@ def _keep_last_lines(path: Path) -> None:
 
 
 def _replace(path: Path, data: bytes) -> None:
-    """Write aside, then rename: a reader never sees half a file."""
-    aside = path.with_name(f".{path.name}.part")
-    aside.write_bytes(data)
-    os.replace(aside, path)
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is less than 1")
-    return number
+    write_atomically(path, lambda aside: aside.write_bytes(data))

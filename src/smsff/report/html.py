@@ -11,6 +11,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from smsff import __version__
+from smsff.atomic import write_atomically
 from smsff.data.images import printable
 from smsff.errors import UserError
 from smsff.report import curves, tables
@@ -18,7 +19,6 @@ from smsff.report.collect import collect
 from smsff.report.content import Curve, Entry, Gallery, Slide, Source
 from smsff.report.pictures import LIMIT, Picture, embed
 from smsff.report.text import grouped_warnings
-from smsff.stylize.files import write_atomically
 
 PAGE = Path(__file__).parent / "page"
 FIRST = ("train/loss", "train/matching", "train/spectrum", "train/fake", "train/gradient", "train/relevance")

@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import save_file
 
 from smsff import __version__
+from smsff.atomic import write_atomically
 from smsff.checkpoints import read_checkpoint
 from smsff.data.images import printable
 from smsff.errors import UserError
-from smsff.stylize.files import write_atomically
 from smsff.stylize.model_files import CONFIG, WEIGHTS, Network, build_generator, load_weights
 from smsff.stylize.onnx_model import export_onnx
 from smsff.stylize.onnx_network import ONNX

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor
 
+from smsff.atomic import write_atomically
 from smsff.data.images import find_images, printable, to_image
 from smsff.errors import UserError
 
@@ -90,18 +90,3 @@ def save_image(pixels: Tensor, path: str | Path) -> None:
     image = to_image(pixels)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda temporary: image.save(temporary, **options))  # type: ignore[arg-type]
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, then rename it: nobody ever sees half a file."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem[:40]}.", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        write(temporary)
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)  # mkstemp makes files that only their owner can read
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from smsff import __version__
+from smsff.atomic import write_atomically
 from smsff.errors import UserError
-from smsff.stylize.files import write_atomically
 from smsff.stylize.model_files import Network
 from smsff.stylize.onnx_precision import CALIBRATION_SIDE, LEAST_PSNR, Precision, photos, psnr, to_float16, to_int8
 from smsff.stylize.stylizer import to_unit_range

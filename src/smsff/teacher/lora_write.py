@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from smsff.atomic import write_atomically
 from smsff.errors import UserError
 from smsff.teacher.lora_names import plain_name, sgm_name, weighted_layers
 
@@ -144,9 +144,4 @@ def _most_common(values: list[float]) -> float:
 
 def _write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        save_file(dict(tensors), partial, metadata=dict(metadata))
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_atomically(path, lambda partial: save_file(dict(tensors), partial, metadata=dict(metadata)))

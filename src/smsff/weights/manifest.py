@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from smsff.atomic import write_atomically
 from smsff.config import Weight, check_arguments, lora_paths
 from smsff.errors import UserError
 from smsff.weights.files import FileRecord, folder_lock
@@ -123,6 +123,5 @@ def write_lock(name: str, locked: Locked, path: Path | None = None) -> None:
     with folder_lock(path.absolute().parent):
         records = read_lock(path) | {name: locked}
         content = {"version": 1, "weights": {key: asdict(records[key]) for key in sorted(records)}}
-        temporary = path.with_name(f".{path.name}.new")
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+        text = json.dumps(content, indent=2) + "\n"
+        write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
