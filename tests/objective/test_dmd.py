@@ -2,30 +2,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+from closed_forms import draw, gaussian
 from tiny import given_scores
 from torch import Tensor
 
 from smsff.errors import UserError
 from smsff.objective.dmd import DistributionMatching, dmd_normalizer
-from smsff.objective.gradient import Noised, Predict
-from smsff.teacher.gaussian import gaussian_eps
-from smsff.teacher.schedule import NoiseSchedule, cfg, scaled_linear_betas
+from smsff.objective.gradient import Noised
+from smsff.teacher.schedule import NoiseSchedule, cfg
 
-SHAPE = (3, 4, 5, 7)
 T = torch.tensor([21, 400, 900])
-
-
-@pytest.fixture(scope="module")
-def schedule() -> NoiseSchedule:
-    return NoiseSchedule(scaled_linear_betas()).double()
-
-
-def draw(seed: int, shape: tuple[int, ...] = SHAPE) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def gaussian(schedule: NoiseSchedule, mean: float, std: float) -> Predict:
-    return lambda z_t, t, *, scale: gaussian_eps(z_t, schedule.alpha_bar(t), mean, std)
 
 
 def test_g_in_closed_form(schedule: NoiseSchedule) -> None:

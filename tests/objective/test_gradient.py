@@ -1,24 +1,13 @@
 from __future__ import annotations
 
-import pytest
 import torch
-from torch import Tensor
+from closed_forms import draw
 
 from smsff.objective.gradient import Noised, gradient_weight, latent_surrogate
-from smsff.teacher.schedule import NoiseSchedule, scaled_linear_betas
+from smsff.teacher.schedule import NoiseSchedule
 
-SHAPE = (3, 4, 5, 7)
 ELEMENTS = 4 * 5 * 7
 T = torch.tensor([21, 400, 900])
-
-
-@pytest.fixture(scope="module")
-def schedule() -> NoiseSchedule:
-    return NoiseSchedule(scaled_linear_betas()).double()
-
-
-def draw(seed: int, shape: tuple[int, ...] = SHAPE) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def test_gradient_of_the_surrogate_is_g() -> None:

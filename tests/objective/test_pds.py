@@ -4,31 +4,17 @@ from typing import Any
 
 import pytest
 import torch
+from closed_forms import SHAPE, draw, gaussian
 from tiny import given_scores
 from torch import Tensor
 
 from smsff.errors import UserError
 from smsff.objective.dds import DeltaDenoising
-from smsff.objective.gradient import Noised, Predict
+from smsff.objective.gradient import Noised
 from smsff.objective.pds import PosteriorDistillation, posterior_weights
-from smsff.teacher.gaussian import gaussian_eps
 from smsff.teacher.schedule import NoiseSchedule, scaled_linear_betas
 
-SHAPE = (3, 4, 5, 7)
 T = torch.tensor([21, 401, 979])
-
-
-@pytest.fixture(scope="module")
-def schedule() -> NoiseSchedule:
-    return NoiseSchedule(scaled_linear_betas()).double()
-
-
-def draw(seed: int, shape: tuple[int, ...] = SHAPE) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def gaussian(schedule: NoiseSchedule, mean: float, std: float) -> Predict:
-    return lambda z_t, t, *, scale: gaussian_eps(z_t, schedule.alpha_bar(t), mean, std)
 
 
 def stochastic_latent(

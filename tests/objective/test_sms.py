@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from closed_forms import SHAPE, draw
 from tiny import given_scores
 from torch import Tensor
 
@@ -12,18 +13,8 @@ from smsff.objective.gradient import Noised, gradient_weight, latent_surrogate
 from smsff.objective.sms import StyleMatchingObjective
 from smsff.teacher.schedule import NoiseSchedule, scaled_linear_betas
 
-SHAPE = (3, 4, 5, 7)
 T = torch.tensor([21, 400, 900])
 WEIGHTS = ["uniform", "sigma2", "sqrt_alpha_bar_sigma2", "posterior_variance", "x0"]
-
-
-@pytest.fixture(scope="module")
-def schedule() -> NoiseSchedule:
-    return NoiseSchedule(scaled_linear_betas()).double()
-
-
-def draw(seed: int, shape: tuple[int, ...] = SHAPE) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def gradient(
