@@ -68,6 +68,17 @@ def test_degraded_samples_differ_from_their_targets_and_the_others_do_not(root: 
     assert everything["degraded"].all()
 
 
+def test_tones_reach_the_inputs_and_leave_everything_else(root: Path) -> None:
+    def first(tones: float) -> dict[str, Any]:
+        data = pictures(root, degraded=Degraded(share=1.0, tones=tones))
+        found: dict[str, Any] = next(iter(data.train_dataloader()))
+        return found
+
+    bent, kept = first(1.0), first(0.0)
+    assert torch.equal(bent["image"], kept["image"])
+    assert not torch.equal(bent["input"], kept["input"])
+
+
 def test_class_pictures_have_their_own_caption_and_the_shape_of_the_batch(root: Path, tmp_path: Path) -> None:
     prior = write_pictures(tmp_path / "class", 5, brightness=20)
     data = pictures(root, prior=Prior(root=str(prior), caption="a thing"))
@@ -115,3 +126,5 @@ def test_wrong_options_are_refused_by_name(root: Path, tmp_path: Path) -> None:
             pictures(root, **changes)
     with pytest.raises(UserError, match=r"data\.degraded\.share"):
         Degraded(share=1.5)
+    with pytest.raises(UserError, match=r"data\.degraded\.tones=-0\.5 must lie in \[0, 1\]"):
+        Degraded(share=0.5, tones=-0.5)
