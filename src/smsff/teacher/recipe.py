@@ -166,11 +166,6 @@ def encode_bank(vae: AutoencoderKL, bank: Bank) -> Bank:
     return {kind: z if kind == "kind" else (z * scale).half() for kind, z in latents.items()}
 
 
-def draw_t(count: int, rng: np.random.Generator, *, top: int, power: float) -> Tensor:
-    """Steps below `top`, denser at low noise, where a local style is decided."""
-    return torch.from_numpy((top * rng.random(count) ** power).astype(np.int64))
-
-
 def tokenize(tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> Tensor:
     """Token ids (N, L), padded to the context length."""
     return tokenizer(list(prompts), padding="max_length", truncation=True, return_tensors="pt").input_ids
@@ -200,6 +195,7 @@ def train_base(
     groups = list(embedded.PROMPTS.values())
     ids = tokenize(tokenizer, [prompt for group in groups for prompt in group])
     first = np.cumsum([0, *map(len, groups)])
+    timesteps = PowerTimesteps(t_max=999, power=1.8)  # denser at low noise, where a local style is decided
 
     def loss() -> Tensor:
         index = rng.integers(held_out(latents), size=16)
@@ -211,7 +207,7 @@ def train_base(
         prompt = torch.from_numpy(first[group] + (rng.random(16) * (first[group + 1] - first[group])).astype(np.int64))
         with torch.autocast("cpu", torch.bfloat16):
             cond = text(ids)[0]
-        return denoising_loss(unet, schedule, z, draw_t(16, rng, top=1000, power=1.8), cond[prompt])
+        return denoising_loss(unet, schedule, z, timesteps(torch.from_numpy(rng.random(16))), cond[prompt])
 
     optimise(
         "base", [*unet.parameters(), *text.parameters()], loss, steps=steps, learning_rate=1.2e-3, warmup=300, hold=0.5
@@ -287,18 +283,14 @@ def train_style(args: argparse.Namespace, style: str, bank: Bank) -> dict[str, d
     return {"base": base, "style": ours}
 
 
-def half(module: torch.nn.Module) -> torch.nn.Module:
-    return module.to(torch.float16)
-
-
 def save_base(
     out: Path, vae: AutoencoderKL, unet: UNet2DConditionModel, text: CLIPTextModel, tokenizer: CLIPTokenizer
 ) -> None:
     """The pipeline folder in half precision."""
     pipeline = StableDiffusionPipeline(
-        vae=half(vae),
-        unet=half(unet),
-        text_encoder=half(text),
+        vae=vae.half(),
+        unet=unet.half(),
+        text_encoder=text.half(),
         tokenizer=tokenizer,
         scheduler=embedded.build_scheduler(),
         safety_checker=None,
