@@ -53,9 +53,10 @@ def gradients(options: Sequence[str], steps: int) -> list[Tensor]:
     return found
 
 
-def maps(band: int, steps: int) -> dict[str, list[float]]:
+def maps(options: Sequence[str], band: int, steps: int) -> dict[str, list[float]]:
     """Correlation of cached maps with exact ones, and of exact ones at two draws of the noise."""
-    step = OurStep(composed([*COMMON, "relevance=cached", f"relevance.band={band}", "grid_jitter=1"]), device="cpu")
+    cached_maps = ("relevance=cached", f"relevance.band={band}", "grid_jitter=1")
+    step = OurStep(composed([*COMMON, *cached_maps, *options]), device="cpu")
     module = step.module
     exact = SemanticRelevance()
     found: dict[str, list[float]] = {"cached": [], "another draw of the noise": []}
@@ -79,8 +80,7 @@ def maps(band: int, steps: int) -> dict[str, list[float]]:
 
     module.cached_relevance = compared  # type: ignore[method-assign]
     for _ in range(steps):
-        with torch.no_grad():
-            module.training_step(step.batch, 0)
+        module.training_step(step.batch, 0)
         step.batch = next(step.batches)
     return found
 
@@ -89,7 +89,7 @@ def main(words: Sequence[str] | None = None) -> dict[str, Any]:
     made = parser(__doc__ or "")
     made.add_argument("--steps", type=int, default=4, help="batches that are compared")
     made.add_argument("--band", type=int, default=20)
-    made.add_argument("--styles", nargs="+", default=["watercolour", "cel"])
+    made.add_argument("--styles", nargs="+", default=["ink"])
     args = arguments(made, words)
     small = ["data.batch_size=1", "style.resolution=16"] if args.quick else []
     if args.quick:
@@ -104,7 +104,8 @@ def main(words: Sequence[str] | None = None) -> dict[str, Any]:
             for name, options in rows.items()
         }
         print(style, results[style], flush=True)
-    relevance = {name: spread(values) for name, values in maps(args.band, args.steps).items()} if not args.quick else {}
+    correlations = maps([f"style={args.styles[0]}", *small], args.band, args.steps)
+    relevance = {name: spread(values) for name, values in correlations.items()}
     return write(args, {"cosine_of_gradients": results, "correlation_of_maps": relevance, "band": args.band})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,13 +59,19 @@ def build_reduced(
     )
     vae = dict(config.vae) | {"block_out_channels": [16, 16, 32, 32], "norm_num_groups": 8}
     unet = reduced_unet(widths, heads)
-    parts: dict[str, Any] = {
+    parts = {
         "unet": unet,
         "vae": AutoencoderKL.from_config(vae),
         "text_encoder": CLIPTextModel(text),
         "tokenizer": tokenizer,
         "scheduler": DDPMScheduler.from_config(dict(config.scheduler)),
     }
+    write_pipeline(folder, parts)
+    return folder, write_lora(unet, folder.parent / "style.safetensors", rank=rank)
+
+
+def write_pipeline(folder: Path, parts: Mapping[str, Any]) -> None:
+    """Write the parts of a pipeline in diffusers' layout, each in its own dtype."""
     for name, part in parts.items():
         part.save_pretrained(folder / name)
     index = {
@@ -72,10 +79,13 @@ def build_reduced(
     }
     head = {"_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.30.0"}
     (folder / "model_index.json").write_text(json.dumps(head | index))
+
+
+def write_lora(unet: UNet2DConditionModel, path: Path, *, rank: int) -> Path:
+    """Give the U-Net a random LoRA on attention and feed-forward layers, and write that in kohya's format."""
     unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=LORA_TARGETS), "style")
     for name, parameter in unet.named_parameters():
         if ".lora_B." in name:
             torch.nn.init.normal_(parameter, std=1e-3)
-    lora = folder.parent / "style.safetensors"
-    save_style_lora(lora, unet=unet, adapter_name="style", format="kohya", metadata={})
-    return folder, lora
+    save_style_lora(path, unet=unet, adapter_name="style", format="kohya", metadata={})
+    return path

@@ -97,6 +97,34 @@ def test_each_runs_and_writes_its_figures(name: str, tmp_path: Path) -> None:
     assert report["quick"] is True
 
 
+@pytest.mark.slow
+def test_the_benchmark_of_a_gpu_runs_on_a_cpu(tmp_path: Path) -> None:
+    gpu, out = importlib.import_module("gpu"), tmp_path / "gpu.json"
+    report = gpu.main(["--quick", "--only", "per-image", "feed-forward", "forecast", "--out", str(out)])
+    assert json.loads(out.read_text()) == report
+    rows = {row["row"]: row for row in report["rows"]}
+    assert not [row for row in rows.values() if "error" in row or "skipped" in row]
+    for name in (gpu.REFERENCE, *gpu.BARS):
+        assert rows[f"per image, {name}"]["times_faster"]["median"] > 0
+    assert rows[f"memory, per image, {gpu.FASTEST}"]["passes"] == {"forward": 2, "backward": 1}
+    assert rows["feed-forward, batch 2"]["images_per_second"]["median"] > 0
+    assert gpu.torch.get_float32_matmul_precision() == gpu.DEFAULT_PRODUCTS
+
+
+def test_rows_of_a_gpu_are_written_one_by_one_and_a_failure_is_a_row(tmp_path: Path) -> None:
+    gpu, out = importlib.import_module("gpu"), tmp_path / "gpu.json"
+    report = gpu.Report(gpu.argparse.Namespace(out=out, seconds=1e9), {"device": "cpu"})
+    report.add("first", x=1)
+    assert report.attempt("second", lambda: 1 // 0) is None
+    report.args.seconds = 0
+    assert report.attempt("third", lambda: report.add("third", x=3)) is None
+    rows = json.loads(out.read_text())["rows"]
+    assert [row["row"] for row in rows] == ["first", "second", "third"]
+    assert rows[1]["error"].startswith("ZeroDivisionError")
+    assert rows[2]["skipped"]
+    assert report.figure("first", "x") == 1
+
+
 def test_the_iteration_of_the_reference_is_counted_and_that_of_ours_is_as_it_says(tmp_path: Path) -> None:
     report = train_step.main(["--quick", "--out", str(tmp_path / "x.json")])
     rows = report["results"][0]["rows"]

@@ -21,7 +21,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def batch(data: StylePictures, iteration: int, positions: range, **changes: Any) -> dict[str, Any]:
     options: dict[str, Any] = {"scale": (0.5, 1.0), "flip": True, "seed": 0, "global_batch": 4}
-    options |= {"degraded": data.degraded.share, "textures": data.textures, "prior": data.prior, **changes}
+    options |= {"degraded": data.degraded, "textures": data.textures, "prior": data.prior, **changes}
     crops = StyleCrops(data.train, data.buckets, **options)
     return collate_style([crops[iteration, position] for position in positions])
 
@@ -68,9 +68,10 @@ def test_degraded_samples_differ_from_their_targets_and_the_others_do_not(root: 
     assert everything["degraded"].all()
 
 
-def test_tones_reach_the_inputs_and_leave_everything_else(root: Path) -> None:
-    def first(tones: float) -> dict[str, Any]:
-        data = pictures(root, degraded=Degraded(share=1.0, tones=tones))
+@pytest.mark.parametrize("option", ["tones", "closing", "rims"])
+def test_the_way_to_degrade_reaches_the_inputs_and_leaves_everything_else(root: Path, option: str) -> None:
+    def first(value: float) -> dict[str, Any]:
+        data = pictures(root, degraded=Degraded(share=1.0, **{option: value}))
         found: dict[str, Any] = next(iter(data.train_dataloader()))
         return found
 

@@ -46,17 +46,26 @@ class Degraded:
     Attributes:
         share: 0 none, 1 all.
         texture_root: Folder of photos of other scenes, whose fine detail is put on; None for the bundled textures.
-        tones: How far brightness and contrast are bent: 0 not at all, as for a style that leaves them as they are.
+        tones: How far brightness, contrast, colour and shading are bent: 0 not at all, as for a style that leaves them
+            as they are.
+        closing: Share whose lines go to the light side beside them, as for a style that draws on the dark side.
+        rims: Share that loses a bright rim beside each line as well.
     """
 
     share: float = 0.0
     texture_root: str | None = None
     tones: float = 1.0
+    closing: float = 0.2
+    rims: float = 0.6
 
     def __post_init__(self) -> None:
-        for name in ("share", "tones"):
+        for name in ("share", "tones", "closing", "rims"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"data.degraded.{name}={getattr(self, name)} must lie in [0, 1]")
+
+    def __call__(self, styled: Tensor, photos: Tensor, rng: np.random.Generator) -> Tensor:
+        """`degrade` with these options."""
+        return degrade(styled, photos, rng, tones=self.tones, closing=self.closing, rims=self.rims)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,8 +107,7 @@ class StyleCrops(Dataset[dict[str, Any]]):
         flip: bool,
         seed: int,
         global_batch: int,
-        degraded: float = 0.0,
-        tones: float = 1.0,
+        degraded: Degraded = Degraded(),
         textures: ImageFolder | None = None,
         prior: ImageFolder | None = None,
         margin: int = 0,
@@ -111,15 +119,14 @@ class StyleCrops(Dataset[dict[str, Any]]):
             scale, flip: As in `window`.
             seed: Of all draws.
             global_batch: Samples of all processes together.
-            degraded: Share of the samples whose input is degraded.
-            tones: How far their tones are bent.
+            degraded: Which inputs are degraded, and how.
             textures: Photos of other scenes; needed if any sample is degraded.
             prior: Class pictures.
             margin: Pixels around every window, see `StylePictures`.
         """
         self.folder, self.buckets, self.scale, self.flip = folder, buckets, scale, flip
         self.seed, self.global_batch = seed, global_batch
-        self.degraded, self.tones, self.textures = degraded, tones, textures
+        self.degraded, self.textures = degraded, textures
         self.prior, self.margin = prior, margin
 
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
@@ -129,7 +136,7 @@ class StyleCrops(Dataset[dict[str, Any]]):
         image = window(
             picture, shape, scale=self.scale, flip=self.flip, generator=keyed_generator(self.seed, "crop", *draw)
         )
-        degraded = float(keyed_rand(self.seed, "degraded", draw[0], [draw[1]])) < self.degraded
+        degraded = float(keyed_rand(self.seed, "degraded", draw[0], [draw[1]])) < self.degraded.share
         sample = {
             "image": image,
             "input": self._degrade(image, draw) if degraded else image,
@@ -145,13 +152,14 @@ class StyleCrops(Dataset[dict[str, Any]]):
     def _degrade(self, image: Tensor, draw: Draw) -> Tensor:
         """The picture (3, H, W) in [-1, 1] made to look like a photo."""
         assert self.textures is not None
-        other = other_picture(self.seed, "texture", *draw, len(self.textures))
-        photo, _, _ = self.textures.load_or_next(other)
+        wanted = other_picture(self.seed, "texture", *draw, len(self.textures))
+        photo, _, _ = self.textures.load_or_next(wanted)
         generator = keyed_generator(self.seed, "texture crop", *draw)
         height, width = image.shape[1:]
         texture = window(photo, (height, width), scale=OWN_PIXELS, flip=True, generator=generator)
         rng = np.random.default_rng(keyed_seed(self.seed, "degrade", *draw))
-        return 2 * degrade((image[None] + 1) / 2, (texture[None] + 1) / 2, rng, tones=self.tones)[0] - 1
+        styled, other = (image[None] + 1) / 2, (texture[None] + 1) / 2
+        return 2 * self.degraded(styled, other, rng)[0] - 1
 
     def _class_picture(self, prior: ImageFolder, draw: Draw, shape: tuple[int, int]) -> dict[str, Any]:
         wanted = image_index(draw, seed=self.seed + 1, count=len(prior), global_batch=self.global_batch)
@@ -324,8 +332,7 @@ class StylePictures(ImageDataModule):
             flip=self.flip,
             seed=self.seed,
             global_batch=processes * self.batch_size,
-            degraded=self.degraded.share,
-            tones=self.degraded.tones,
+            degraded=self.degraded,
             textures=self.textures,
             prior=self.prior,
             margin=self.margin,

@@ -5,11 +5,11 @@ from __future__ import annotations
 import lightning.pytorch as pl
 
 from smsff.callbacks.progress import LineProgress
-from smsff.style_lora.data import StylePictures
+from smsff.style_lora.bank import StyleBank
 from smsff.style_lora.module import StyleLora
 
 
-def fit_style_lora(module: StyleLora, data: StylePictures, *, precision: str = "32-true", every: int = 100) -> None:
+def fit_style_lora(module: StyleLora, data: StyleBank, *, precision: str = "32-true", every: int = 100) -> None:
     """Train `module` in place for its own number of steps, and measure the held-out loss at the end.
 
     Args:

@@ -52,6 +52,7 @@ PROMPTS: dict[str, tuple[str, ...]] = {
     "sketch": ("a pencil sketch", "turn it into a pencil sketch"),
     "oil": ("an oil painting", "turn it into an oil painting"),
     "watercolour": ("a watercolour painting", "turn it into a watercolour painting"),
+    "ink": ("an ink drawing", "turn it into an ink drawing"),
     "": ("",),
 }
 """What the base model is told about a picture of each kind; "" is the empty prompt of guidance."""

@@ -1,5 +1,6 @@
-"""How the embedded teacher is made: ``python -m smsff.teacher.recipe`` (``make teacher``), 1.5 hours on two cores.
+"""How the embedded teacher is made: ``python -m smsff.teacher.recipe`` (``make teacher``), minutes on a GPU.
 
+The defaults are those of the teacher that ships, which saw more photos (``--photos``); a CPU would take days.
 Stages, each resumable by its own output in the working folder:
 
 1. ``bank``         pictures: photo crops and dead leaves, each also in every known style, and in one loose version of a
@@ -7,7 +8,7 @@ Stages, each resumable by its own output in the working folder:
 2. ``autoencoder``  AutoencoderKL on all of them.
 3. ``latents``      the bank encoded once.
 4. ``base``         U-Net and text encoder on photos and loose styles, with prompts.
-5. ``style``        one LoRA for each known style, as ``train.py experiment=style_lora`` trains any other, on pictures
+5. ``style``        one LoRA for each known style, by the module of ``train.py experiment=style_lora``, on pictures
                     made by the exact operator; no photo is ever shown beside its stylization. Most inputs are degraded
                     towards photos and have to be denoised to the styled picture all the same.
 
@@ -22,22 +23,25 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from smsff.data.captions import METADATA
 from smsff.data.content import content
-from smsff.data.known_styles import STYLES, cel, oil, sketch, watercolour
+from smsff.data.known_styles import STYLES, cel, ink, oil, sketch, watercolour
 from smsff.optimizer import GroupOptions
 from smsff.style_lora.adapter import LoraOptions
-from smsff.style_lora.data import Degraded, StylePictures
+from smsff.style_lora.bank import StyleBank, crops
+from smsff.style_lora.data import Degraded
 from smsff.style_lora.fit import fit_style_lora
-from smsff.style_lora.known import training_photos, write_folder
+from smsff.style_lora.known import training_photos
 from smsff.style_lora.module import HeldOutLoss, Samples, StyleLora
 from smsff.style_lora.objective import PowerTimesteps, StyleLoss
 from smsff.style_lora.prompts import TriggerPrompts
@@ -48,11 +52,17 @@ from smsff.teacher.stable_diffusion import STYLE, load_stable_diffusion
 
 log = logging.getLogger(__name__)
 
-SIZE, CROP, LATENT_CROP = 160, 64, 32
+SIZE, CROP, LATENT_CROP = 160, 64, 48
 """Pixels of a picture of the bank, of an auto-encoder crop, and latents of a U-Net crop."""
+CHUNK = 50
+"""Pictures that one worker makes from one seed."""
 SHIPPED = ("ink", "cel", "watercolour")
-TONES = {"ink": 0.1}
-"""How far the tones of degraded pictures are bent, for a style that leaves them as they are; 1 for the others."""
+DEGRADED = {
+    "ink": Degraded(share=0.8, tones=0.1, closing=0.1, rims=0.9),  # it leaves tones as they are
+    "cel": Degraded(share=0.8, closing=0.8, rims=0.1),  # it draws on the dark side of edges
+    "watercolour": Degraded(share=0.8, rims=0.1),
+}
+"""How inputs of each style are made to look like photos."""
 PRECISION = "bf16-mixed"
 """Of the style LoRAs' training, as in the experiment."""
 
@@ -62,41 +72,48 @@ Bank = dict[str, Tensor]
 def loose_style(x: Tensor, rng: np.random.Generator) -> tuple[str, Tensor]:
     """One of the styles with random parameters: what its name may mean."""
     draw = rng.uniform
-    name = str(rng.choice(["cel", "sketch", "oil", "watercolour"]))
+    name = str(rng.choice(["cel", "sketch", "oil", "watercolour", "ink"]))
     if name == "cel":
         y = cel(x, draw(3, 8), draw(8, 40), draw(0.9, 1.5), int(rng.integers(1, 4)))
     elif name == "sketch":
         y = sketch(x, draw(1.5, 5), draw(1.2, 4), draw(0, 0.8))
     elif name == "oil":
         y = oil(x, int(rng.integers(2, 5)), draw(0, 0.8), draw(0.9, 1.4))
-    else:
+    elif name == "watercolour":
         y = watercolour(x, draw(0.5, 2), draw(0.6, 1), int(rng.integers(1, 4)))
+    else:
+        y = ink(x, draw(8, 32), draw(0.005, 0.03), draw(1, 2), draw(2, 6))
     return name, y
 
 
-def make_bank(count: int, seed: int) -> Bank:
-    """uint8 pictures (count, 3, SIZE, SIZE) by kind, and the style index of each loose one (``kind``)."""
-    rng, photos = np.random.default_rng(seed), training_photos()
+def bank_chunk(chunk: int, *, count: int, seed: int, photos: Sequence[Image.Image]) -> Bank:
+    """`count` pictures of the bank; a pure function of (seed, chunk, photos)."""
+    torch.set_num_threads(1)
+    rng = np.random.default_rng([seed, chunk])
     names = [name for name in embedded.PROMPTS if name not in ("photo", "")]
     pictures: dict[str, list[Tensor]] = {kind: [] for kind in ("photo", "loose", *SHIPPED)}
     kinds = []
-    for i in range(count):
+    for _ in range(count):
         x = torch.from_numpy(np.ascontiguousarray(content(photos, SIZE, rng))).permute(2, 0, 1)[None]
         name, loose = loose_style(x, rng)
         kinds.append(names.index(name))
         for kind, y in {"photo": x, "loose": loose, **{s: STYLES[s](x) for s in SHIPPED}}.items():
             pictures[kind].append((y[0] * 255 + 0.5).to(torch.uint8))
-        if i % 200 == 0:
-            log.info("bank: %d of %d pictures", i, count)
     return {**{kind: torch.stack(y) for kind, y in pictures.items()}, "kind": torch.tensor(kinds)}
 
 
-def crops(bank: Tensor, index: Sequence[int], size: int, rng: np.random.Generator) -> Tensor:
-    """Random square crops (B, C, size, size) of the indexed pictures."""
-    corners = rng.integers(bank.shape[-1] - size + 1, size=(len(index), 2))
-    return torch.stack(
-        [bank[i, :, y : y + size, x : x + size] for i, (y, x) in zip(index, corners, strict=True)]
-    ).float()
+def make_bank(count: int, seed: int, photos: Sequence[Image.Image], *, workers: int) -> Bank:
+    """uint8 pictures (count, 3, SIZE, SIZE) by kind, and the style index of each loose one (``kind``)."""
+    counts = [min(CHUNK, count - first) for first in range(0, count, CHUNK)]
+    jobs = [partial(bank_chunk, count=n, seed=seed, photos=photos) for n in counts]
+    parts = []
+    with ProcessPoolExecutor(workers, mp_context=torch.multiprocessing.get_context("spawn")) as pool:
+        futures = [pool.submit(job, chunk) for chunk, job in enumerate(jobs)]
+        for i, future in enumerate(futures):
+            parts.append({kind: y.numpy() for kind, y in future.result().items()})
+            if (i + 1) % 20 == 0:
+                log.info("bank: %d of %d pictures", min((i + 1) * CHUNK, count), count)
+    return {kind: torch.from_numpy(np.concatenate([part[kind] for part in parts])) for kind in parts[0]}
 
 
 def optimise(
@@ -111,7 +128,7 @@ def optimise(
 ) -> None:
     """AdamW with linear warm-up, a constant part up to the fraction `hold` of the steps, then a linear fall to 1 %."""
     optimizer = torch.optim.AdamW(parameters, learning_rate, betas=(0.9, 0.99), weight_decay=0, fused=True)
-    started, mean = time.monotonic(), 0.0
+    started, total = time.monotonic(), torch.zeros((), device=parameters[0].device)
     for i in range(steps):
         fall = max(1 - max(i / steps - hold, 0) / (1 - hold), 0.01)
         for group in optimizer.param_groups:
@@ -121,29 +138,31 @@ def optimise(
         value.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
-        mean += value.item()
+        total += value.detach()
         if (i + 1) % 100 == 0:
+            mean = total.item() / 100
             speed = (i + 1) / (time.monotonic() - started)
             left = (steps - i - 1) / speed / 60
-            log.info(
-                "%s: step %d of %d, loss %.4f, %.2f steps/s, %.0f min left", name, i + 1, steps, mean / 100, speed, left
-            )
-            mean = 0.0
+            log.info("%s: step %d of %d, loss %.4f, %.2f steps/s, %.1f min left", name, i + 1, steps, mean, speed, left)
+            total.zero_()
 
 
-def train_autoencoder(bank: Bank, *, steps: int, seed: int, kl_weight: float = 2e-4) -> AutoencoderKL:
-    """Squared and absolute error and a Kullback-Leibler term, per element; scaling_factor is set by `encode_bank`."""
+def train_autoencoder(bank: Bank, *, steps: int, batch: int, seed: int, kl_weight: float = 2e-4) -> AutoencoderKL:
+    """Squared and absolute error and a Kullback-Leibler term, per element; scaling_factor is set by `encode_bank`.
+
+    Half of the crops are photos, in the mean, and half styled pictures.
+    """
     torch.manual_seed(seed)
-    rng, vae = np.random.default_rng(seed), embedded.build_autoencoder()
-    kinds = ["photo", "photo", "loose", *SHIPPED]
+    device = bank["photo"].device
+    rng, vae = np.random.default_rng(seed), embedded.build_autoencoder().to(device)
+    kinds = ["photo", "loose", *SHIPPED]
+    shares = [0.5, *[0.5 / (len(kinds) - 1)] * (len(kinds) - 1)]
 
     def loss() -> Tensor:
-        source = [bank[kinds[k]] for k in rng.integers(len(kinds), size=16)]
-        x = (
-            torch.cat([crops(pictures, [int(rng.integers(len(pictures)))], CROP, rng) for pictures in source]) / 127.5
-            - 1
-        )
-        with torch.autocast("cpu", torch.bfloat16):
+        counts = zip(kinds, rng.multinomial(batch, shares), strict=True)
+        parts = [crops(bank[kind], rng.integers(len(bank[kind]), size=n), CROP, rng) for kind, n in counts if n]
+        x = torch.cat(parts).float() / 127.5 - 1
+        with torch.autocast(device.type, torch.bfloat16):
             mean, log_variance = vae.quant_conv(vae.encoder(x)).float().clamp(-20, 10).chunk(2, 1)
             z = mean + (0.5 * log_variance).exp() * torch.randn_like(mean)
             error = vae.decoder(vae.post_quant_conv(z)).float() - x
@@ -156,14 +175,14 @@ def train_autoencoder(bank: Bank, *, steps: int, seed: int, kl_weight: float = 2
 
 @torch.no_grad()
 def encode_bank(vae: AutoencoderKL, bank: Bank) -> Bank:
-    """Latents of unit variance over photos and loose styles; stores the factor in the auto-encoder's configuration."""
+    """Latents of unit variance of photos and loose styles; stores the factor in the auto-encoder's configuration."""
     latents: Bank = {"kind": bank["kind"]}
-    for kind in (k for k in bank if k != "kind"):
-        parts = [vae.encode(x.float() / 127.5 - 1).latent_dist.mean for x in bank[kind].split(10)]
+    for kind in ("photo", "loose"):
+        parts = [vae.encode(x.float() / 127.5 - 1).latent_dist.mean.half() for x in bank[kind].split(50)]
         latents[kind] = torch.cat(parts)
-    scale = 1 / torch.cat([latents["photo"], latents["loose"]]).std().item()
+    scale = 1 / torch.stack([latents[kind].float().square().mean() for kind in ("photo", "loose")]).mean().sqrt().item()
     vae.register_to_config(scaling_factor=scale)
-    return {kind: z if kind == "kind" else (z * scale).half() for kind, z in latents.items()}
+    return {kind: z if kind == "kind" else z * scale for kind, z in latents.items()}
 
 
 def tokenize(tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> Tensor:
@@ -175,51 +194,48 @@ def denoising_loss(unet: UNet2DConditionModel, schedule: NoiseSchedule, z: Tenso
     """Mean squared error of the predicted noise."""
     noise = torch.randn_like(z)
     z_t = schedule.add_noise(z, noise, t)
-    with torch.autocast("cpu", torch.bfloat16, enabled=torch.is_grad_enabled()):
+    with torch.autocast(z.device.type, torch.bfloat16, enabled=torch.is_grad_enabled()):
         eps = unet(z_t, t, encoder_hidden_states=cond).sample
     return (eps.float() - noise).square().mean()
 
 
-def held_out(latents: Bank) -> int:
-    """Pictures below this index are trained on; the last thirtieth is kept for the figures."""
-    return len(latents["photo"]) - len(latents["photo"]) // 30
-
-
 def train_base(
-    latents: Bank, schedule: NoiseSchedule, *, steps: int, seed: int
+    latents: Bank, schedule: NoiseSchedule, *, steps: int, batch: int, seed: int
 ) -> tuple[UNet2DConditionModel, CLIPTextModel, CLIPTokenizer]:
     """U-Net and text encoder together; half photos, half loose styles, a tenth with the empty prompt."""
     torch.manual_seed(seed)
+    device = latents["photo"].device
     rng, tokenizer = np.random.default_rng(seed), embedded.build_tokenizer()
-    text, unet = embedded.build_text_encoder(len(tokenizer)), embedded.build_unet()
+    text, unet = embedded.build_text_encoder(len(tokenizer)).to(device), embedded.build_unet().to(device)
+    unet = unet.to(memory_format=torch.channels_last)
     groups = list(embedded.PROMPTS.values())
-    ids = tokenize(tokenizer, [prompt for group in groups for prompt in group])
+    ids = tokenize(tokenizer, [prompt for group in groups for prompt in group]).to(device)
     first = np.cumsum([0, *map(len, groups)])
     timesteps = PowerTimesteps(t_max=999, power=1.8)  # denser at low noise, where a local style is decided
+    kinds, count = latents["kind"].cpu().numpy(), len(latents["photo"])
 
     def loss() -> Tensor:
-        index = rng.integers(held_out(latents), size=16)
-        loose = rng.random(16) < 0.5
-        source = [latents["loose" if s else "photo"] for s in loose]
-        z = torch.cat([crops(kind, [i], LATENT_CROP, rng) for kind, i in zip(source, index, strict=True)])
-        group = np.where(loose, latents["kind"].numpy()[index] + 1, 0)
-        group = np.where(rng.random(16) < 0.1, len(groups) - 1, group)
-        prompt = torch.from_numpy(first[group] + (rng.random(16) * (first[group + 1] - first[group])).astype(np.int64))
-        with torch.autocast("cpu", torch.bfloat16):
+        index, loose = rng.integers(count, size=batch), rng.random(batch) < 0.5
+        parts = [crops(latents[k], index[loose == (k == "loose")], LATENT_CROP, rng) for k in ("photo", "loose")]
+        index = np.concatenate([index[~loose], index[loose]])
+        group = np.where(np.sort(loose), kinds[index] + 1, 0)
+        group = np.where(rng.random(batch) < 0.1, len(groups) - 1, group)
+        prompt = torch.from_numpy(first[group] + (rng.random(batch) * (first[group + 1] - first[group])).astype(int))
+        with torch.autocast(device.type, torch.bfloat16):
             cond = text(ids)[0]
-        return denoising_loss(unet, schedule, z, timesteps(torch.from_numpy(rng.random(16))), cond[prompt])
+        t = timesteps(torch.from_numpy(rng.random(batch))).to(device)
+        return denoising_loss(unet, schedule, torch.cat(parts).float(), t, cond[prompt.to(device)])
 
-    optimise(
-        "base", [*unet.parameters(), *text.parameters()], loss, steps=steps, learning_rate=1.2e-3, warmup=300, hold=0.5
-    )
+    parameters = [*unet.parameters(), *text.parameters()]
+    optimise("base", parameters, loss, steps=steps, learning_rate=1.2e-3, warmup=300, hold=0.5)
     return unet.eval(), text.eval(), tokenizer
 
 
 def style_lora(base: Path, style: str, *, steps: int, rank: int, seed: int) -> StyleLora:
-    """The training of one LoRA; the numbers are those of ``conf/tuned/style_lora/embedded.yaml``, but for three.
+    """The training of one LoRA; the numbers are those of ``conf/tuned/style_lora/embedded.yaml``, but for a few.
 
-    Its LoRAs are made to be distilled: more degraded inputs, a larger rate and more steps take photos further, and cost
-    held-out loss on the style itself (docs/style_lora.md).
+    Its LoRAs are made to be distilled: more degraded inputs, a larger rate, larger crops and batches, more steps, and
+    less noise, which is where the distillation asks.
     """
     rate = GroupOptions(
         lr=2e-3, betas=(0.9, 0.99), eps=1e-8, clip_norm=1.0, schedule="cosine", horizon=1.05, warmup_steps=50
@@ -228,31 +244,14 @@ def style_lora(base: Path, style: str, *, steps: int, rank: int, seed: int) -> S
         teacher=load_stable_diffusion(base=str(base), gradient_checkpointing=False),
         lora=LoraOptions(rank=rank, alpha=rank, target_modules=embedded.LORA_TARGETS, merged=True, seed=seed),
         prompts=TriggerPrompts(trigger=f"{style} style", caption_dropout=0.2, prompt_dropout=0.1),
-        timesteps=PowerTimesteps(t_min=5, t_max=599, power=1.7),
+        timesteps=PowerTimesteps(t_min=5, t_max=399, power=1.7),
         loss=StyleLoss(min_snr_gamma=None, degraded_gamma=3.0),
         unet_options=rate,
         text_options=rate,
         steps=steps,
         seed=seed,
-        held_out=HeldOutLoss(bands=(0, 50, 100, 200, 300, 450, 600), draws=2, batch=16),
+        held_out=HeldOutLoss(bands=(0, 50, 100, 200, 300, 400), draws=2, batch=16),
         samples=Samples(t0=300, steps=10),
-    )
-
-
-def style_pictures(styled: Path, photos: Path, *, steps: int, seed: int, tones: float = 1.0) -> StylePictures:
-    """Its data, from two folders of pictures; the numbers likewise."""
-    return StylePictures(
-        root=str(styled),
-        resolution=64,
-        stride=8,
-        margin=8,
-        batch_size=16,
-        steps=steps,
-        val_fraction=1 / 30,
-        default_caption="a photo",
-        scale=(0.01, 0.01),
-        degraded=Degraded(share=0.7, texture_root=str(photos), tones=tones),
-        seed=seed,
     )
 
 
@@ -262,13 +261,17 @@ def train_style(args: argparse.Namespace, style: str, bank: Bank) -> dict[str, d
     Returns:
         Held-out losses by band of t, of the base and of the style.
     """
-    folders = {kind: args.work / "pictures" / kind for kind in ("photo", style)}
-    for kind, folder in folders.items():
-        if not (folder / METADATA).exists():
-            write_folder(folder, bank[kind])
     module = style_lora(args.out, style, steps=args.style_steps, rank=args.rank, seed=args.seed)
-    tones = TONES.get(style, 1.0)
-    data = style_pictures(folders[style], folders["photo"], steps=args.style_steps, seed=args.seed, tones=tones)
+    data = StyleBank(
+        bank[style],
+        bank["photo"],
+        degraded=DEGRADED[style],
+        resolution=2 * LATENT_CROP,
+        margin=8,
+        batch_size=args.style_batch,
+        steps=args.style_steps,
+        seed=args.seed,
+    )
     fit_style_lora(module, data, precision=args.precision)
     save_style_lora(
         args.out / "loras" / f"{style}.safetensors",
@@ -288,9 +291,9 @@ def save_base(
 ) -> None:
     """The pipeline folder in half precision."""
     pipeline = StableDiffusionPipeline(
-        vae=vae.half(),
-        unet=unet.half(),
-        text_encoder=text.half(),
+        vae=vae.cpu().half(),
+        unet=unet.cpu().half(),
+        text_encoder=text.cpu().half(),
         tokenizer=tokenizer,
         scheduler=embedded.build_scheduler(),
         safety_checker=None,
@@ -323,14 +326,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--work", type=Path, default=Path("outputs/teacher"), help="folder of bank, latents and figures"
     )
     parser.add_argument("--styles", default=",".join(SHIPPED), help="styles to train, separated by commas")
-    parser.add_argument("--pictures", type=int, default=1800, help="pictures in the bank")
-    parser.add_argument("--autoencoder-steps", type=int, default=1350)
-    parser.add_argument("--base-steps", type=int, default=3200)
-    parser.add_argument("--style-steps", type=int, default=1500)
+    parser.add_argument("--photos", type=Path, help="a folder of further photos, beside the bundled ones")
+    parser.add_argument("--pictures", type=int, default=8000, help="pictures in the bank")
+    parser.add_argument("--autoencoder-steps", type=int, default=3000)
+    parser.add_argument("--autoencoder-batch", type=int, default=64)
+    parser.add_argument("--base-steps", type=int, default=6000)
+    parser.add_argument("--base-batch", type=int, default=96)
+    parser.add_argument("--style-steps", type=int, default=2500)
+    parser.add_argument("--style-batch", type=int, default=64)
     parser.add_argument("--rank", type=int, default=24, help="rank of the style LoRAs")
     parser.add_argument("--precision", default=PRECISION, choices=("32-true", "bf16-mixed"), help="of their training")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the CPU, and workers")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(args.threads)
@@ -338,16 +346,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     make_teacher(args)
 
 
+def make_base(args: argparse.Namespace, bank: Bank) -> None:
+    """Auto-encoder, U-Net and text encoder, into the working folder."""
+    vae = train_autoencoder(bank, steps=args.autoencoder_steps, batch=args.autoencoder_batch, seed=args.seed)
+    latents = encode_bank(vae, bank)
+    schedule = NoiseSchedule(scaled_linear_betas()).to(args.device)
+    parts = train_base(latents, schedule, steps=args.base_steps, batch=args.base_batch, seed=args.seed)
+    save_base(args.work / "base", vae, *parts)
+
+
 def make_teacher(args: argparse.Namespace) -> None:
     """All stages in order; a stage whose output lies in the working folder is read from there."""
     wanted = list(styles_of(args.styles))
-    schedule = NoiseSchedule(scaled_linear_betas())
-    bank = cached(args.work / "bank.pt", lambda: make_bank(args.pictures, args.seed))
+    photos = training_photos()
+    if args.photos is not None:
+        photos += [Image.open(file).convert("RGB") for file in sorted(args.photos.glob("*.jpg"))]
+    bank = cached(args.work / "bank.pt", lambda: make_bank(args.pictures, args.seed, photos, workers=args.threads))
+    bank = {kind: y.to(args.device) for kind, y in bank.items()}
     if not (args.work / "base" / "unet").exists():
-        vae = train_autoencoder(bank, steps=args.autoencoder_steps, seed=args.seed)
-        latents = cached(args.work / "latents.pt", lambda: encode_bank(vae, bank))
-        unet, text, tokenizer = train_base(latents, schedule, steps=args.base_steps, seed=args.seed)
-        save_base(args.work / "base", vae, unet, text, tokenizer)
+        make_base(args, bank)
     shutil.copytree(args.work / "base", args.out, dirs_exist_ok=True)
     figures = {}
     for style in wanted:
