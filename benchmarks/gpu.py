@@ -301,7 +301,6 @@ def per_image(work: Path, args: argparse.Namespace, report: Report) -> None:
         before = allocated(device)
         torch.set_float32_matmul_precision(DEFAULT_PRODUCTS)
         theirs = reference(partial(random_unet, TINY if args.quick else FULL, device), steps[SAME], device)
-        theirs.index = theirs.index.to(device)
         weights = allocated(device) - before
         _, peak = peak_of(theirs, device)
         gigabytes = {"before": before / 1e9, "weights": weights / 1e9, "peak": (peak - before) / 1e9}

@@ -45,7 +45,7 @@ class ReferenceStep:
         self.z_src, self.z = z_src, nn.Parameter(z_src.clone())
         self.optimizer = torch.optim.AdamW([self.z], lr=0.1)
         self.fake_optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-3)
-        self.index = torch.arange(10, 250)
+        self.index = torch.arange(10, 250, device=z_src.device)
 
     def __call__(self) -> float:
         """One iteration; the loss."""
