@@ -15,9 +15,10 @@ from smsff.style_lora.data import Degraded
 
 def bank(count: int = 12, **changes: Any) -> StyleBank:
     generator = torch.Generator().manual_seed(0)
-    styled, photos = (torch.randint(256, (count, 3, 40, 48), dtype=torch.uint8, generator=generator) for _ in range(2))
+    styled = torch.randint(128, (count, 3, 40, 48), dtype=torch.uint8, generator=generator)
+    photo = torch.randint(127, (7, 3, 40, 48), dtype=torch.uint8, generator=generator)
     options: dict[str, Any] = {"resolution": 24, "margin": 4, "batch_size": 5, "steps": 3, "seed": 0, "held_out": 4}
-    return StyleBank(styled, photos, **{"degraded": Degraded(share=0.5), **options, **changes})
+    return StyleBank(styled, **{"pairs": (photo, photo + 128), "paired": 0.5, **options, **changes})
 
 
 def test_crops_are_windows_of_their_pictures() -> None:
@@ -45,20 +46,30 @@ def test_a_batch_has_the_form_of_a_folders(tmp_path) -> None:
     assert set(ours["caption"]) <= set(bank().captions())
 
 
-def test_batches_follow_seed_and_iteration_and_only_degraded_inputs_differ() -> None:
+def test_batches_follow_seed_and_iteration() -> None:
     first, again, other = bank().batch(2), bank().batch(2), bank(seed=1).batch(2)
     assert torch.equal(first["input"], again["input"])
-    assert not torch.equal(first["image"], other["image"])
-    batches = [bank(steps=8).batch(i) for i in range(8)]
-    degraded = torch.cat([batch["degraded"] for batch in batches])
-    differs = torch.cat([(batch["image"] != batch["input"]).flatten(1).any(1) for batch in batches])
-    assert torch.equal(degraded, differs)
-    assert 0 < degraded.sum() < len(degraded)
+    assert not torch.equal(first["image"][-1], bank().batch(1)["image"][-1])
+    assert not torch.equal(first["image"][-1], other["image"][-1])
+
+
+def test_pairs_show_a_photo_as_input_and_its_loose_form_as_target_in_the_same_window() -> None:
+    counts = []
+    for iteration in range(30):
+        batch = bank().batch(iteration)
+        paired = batch["degraded"]
+        difference = (batch["image"] - batch["input"]) * 127.5
+        torch.testing.assert_close(difference[paired], torch.full_like(difference[paired], 128), rtol=0, atol=1e-3)
+        assert not difference[~paired].any()
+        assert (batch["image"][~paired] < 0.01).all()  # the styled pictures are dark here
+        counts.append(paired.sum().item())
+    assert 0.35 < sum(counts) / (5 * 30) < 0.65
+    assert not bank(paired=0.0).batch(0)["degraded"].any()
 
 
 def test_what_is_held_out_is_never_trained_on() -> None:
     data = bank(steps=30)
-    seen = torch.cat([batch["index"] for batch in data.train_dataloader()])
+    seen = torch.cat([batch["index"][~batch["degraded"]] for batch in data.train_dataloader()])
     assert set(seen.tolist()) == set(range(8))
     measured = list(data.val_dataloader())
     assert [batch["held_out"] for batch in measured] == [0, 1, 2, 3]

@@ -1,6 +1,8 @@
-"""Pictures that lie in memory, on the device, as batches for the training of a style LoRA.
+"""Pictures that lie in memory, on the device, as batches for the training of a known style's LoRA.
 
-`StylePictures` reads a folder and degrades sample by sample on the CPU, which a small network on a GPU outruns.
+Some samples are *loose pairs*: the input is a photo, the target a form of it in a style of the same kind, but not in
+the style itself. They stand for what a large base model knows of photos and drawings of the same thing, which a small
+one does not: the style itself is learned from pictures in it alone, never from a photo beside its stylization.
 """
 
 from __future__ import annotations
@@ -15,11 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from smsff.style_lora.data import Degraded
 from smsff.style_lora.known import CAPTIONS
-
-PART = 32
-"""Pictures that are degraded with the same sizes of windows and blurs."""
 
 
 def crops(pictures: Tensor, index: NDArray[np.int64], size: int, rng: np.random.Generator) -> Tensor:
@@ -37,9 +35,9 @@ class StyleBank(pl.LightningDataModule):
     def __init__(
         self,
         styled: Tensor,
-        photos: Tensor,
         *,
-        degraded: Degraded,
+        pairs: tuple[Tensor, Tensor],
+        paired: float,
         resolution: int,
         margin: int,
         batch_size: int,
@@ -50,13 +48,13 @@ class StyleBank(pl.LightningDataModule):
         """
         Args:
             styled: The pictures; the last `held_out` of them, but at most half, are only measured on.
-            photos: Photos of the same size on the same device, whose fine detail is put on degraded inputs.
-            degraded: Which inputs are degraded, and how.
+            pairs: Photos and their loosely styled forms, (M, 3, H, W) each, uint8 on the same device.
+            paired: Share of the samples that are such pairs.
             resolution, margin: Side of a crop, and the pixels around it.
             batch_size, steps, seed: Of the training.
         """
         super().__init__()
-        self.styled, self.photos, self.degraded = styled, photos, degraded
+        self.styled, self.pairs, self.paired = styled, torch.cat(pairs, 1), paired
         self.window, self.margin = resolution + 2 * margin, margin
         self.batch_size, self.steps, self.seed = batch_size, steps, seed
         self.count = len(styled) - min(held_out, len(styled) // 2)
@@ -68,18 +66,17 @@ class StyleBank(pl.LightningDataModule):
         return []
 
     def batch(self, iteration: int) -> dict[str, Any]:
-        """One training batch, a pure function of the seed and the iteration."""
+        """One training batch, a pure function of the seed and the iteration; the pairs come first."""
         rng, size = np.random.default_rng([self.seed, iteration]), self.batch_size
-        index = rng.integers(self.count, size=size)
-        image = self.flipped(crops(self.styled, index, self.window, rng), rng).float() / 255
-        other = self.flipped(crops(self.photos, rng.integers(self.count, size=size), self.window, rng), rng)
-        pairs = zip(image.split(PART), (other.float() / 255).split(PART), strict=True)
-        worse = torch.cat([self.degraded(one, another, rng) for one, another in pairs])
-        chosen = torch.from_numpy(rng.random(size) < self.degraded.share).to(image.device)
+        count = int(rng.binomial(size, self.paired))
+        of_pairs, of_styled = rng.integers(len(self.pairs), size=count), rng.integers(self.count, size=size - count)
+        photo, loose = self.windows(self.pairs, of_pairs, rng).chunk(2, 1)
+        styled = self.windows(self.styled, of_styled, rng)
+        index = np.concatenate([of_pairs, of_styled])
         return {
-            "image": 2 * image - 1,
-            "input": 2 * torch.where(chosen.view(-1, 1, 1, 1), worse, image) - 1,
-            "degraded": chosen,
+            "image": torch.cat([loose, styled]),
+            "input": torch.cat([photo, styled]),
+            "degraded": torch.arange(size, device=styled.device) < count,
             "margin": self.margin,
             "caption": [CAPTIONS[i % len(CAPTIONS)] for i in index],
             "index": torch.from_numpy(index),
@@ -87,8 +84,9 @@ class StyleBank(pl.LightningDataModule):
             "position": torch.arange(size),
         }
 
-    def flipped(self, x: Tensor, rng: np.random.Generator) -> Tensor:
-        """Half of the pictures mirrored."""
+    def windows(self, pictures: Tensor, index: NDArray[np.int64], rng: np.random.Generator) -> Tensor:
+        """Crops of the indexed pictures in [-1, 1], half of them mirrored."""
+        x = crops(pictures, index, self.window, rng).float() / 127.5 - 1
         mirror = torch.from_numpy(rng.random((len(x), 1, 1, 1)) < 0.5).to(x.device)
         return torch.where(mirror, x.flip(3), x)
 

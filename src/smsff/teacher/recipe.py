@@ -9,8 +9,9 @@ Stages, each resumable by its own output in the working folder:
 3. ``latents``      the bank encoded once.
 4. ``base``         U-Net and text encoder on photos and loose styles, with prompts.
 5. ``style``        one LoRA for each known style, by the module of ``train.py experiment=style_lora``, on pictures
-                    made by the exact operator; no photo is ever shown beside its stylization. Most inputs are degraded
-                    towards photos and have to be denoised to the styled picture all the same.
+                    made by the exact operator, and on photos beside a loosely styled form of themselves. The latter
+                    stands for what a large base knows of photos and drawings of the same thing; no picture is ever
+                    shown beside its exact stylization.
 
 Afterwards the weights are stored in half precision. ``figures.json`` holds the held-out denoising losses by t.
 """
@@ -39,11 +40,10 @@ from smsff.data.known_styles import STYLES, cel, ink, oil, sketch, watercolour
 from smsff.optimizer import GroupOptions
 from smsff.style_lora.adapter import LoraOptions
 from smsff.style_lora.bank import StyleBank, crops
-from smsff.style_lora.data import Degraded
 from smsff.style_lora.fit import fit_style_lora
 from smsff.style_lora.known import training_photos
 from smsff.style_lora.module import HeldOutLoss, Samples, StyleLora
-from smsff.style_lora.objective import PowerTimesteps, StyleLoss, denoising_target, weighted_error
+from smsff.style_lora.objective import PowerTimesteps, StyleLoss
 from smsff.style_lora.prompts import TriggerPrompts
 from smsff.teacher import embedded
 from smsff.teacher.lora_write import save_style_lora
@@ -57,16 +57,17 @@ SIZE, CROP, LATENT_CROP = 160, 64, 48
 CHUNK = 50
 """Pictures that one worker makes from one seed."""
 SHIPPED = ("ink", "cel", "watercolour")
-DEGRADED = {
-    "ink": Degraded(share=0.8, tones=0.1, closing=0.1, rims=0.9),  # it leaves tones as they are
-    "cel": Degraded(share=0.8, closing=0.8, rims=0.1),  # it draws on the dark side of edges
-    "watercolour": Degraded(share=0.8, rims=0.1),
-}
-"""How inputs of each style are made to look like photos."""
+PAIRED = 0.6
+"""Share of a LoRA's samples that are photos beside a loosely styled form of themselves."""
 PRECISION = "bf16-mixed"
 """Of the style LoRAs' training, as in the experiment."""
 
 Bank = dict[str, Tensor]
+
+
+def styles_of_base() -> list[str]:
+    """The styles that the base sees loose versions of; ``kind`` in the bank counts them."""
+    return [name for name in embedded.PROMPTS if name not in ("photo", "")]
 
 
 def loose_style(x: Tensor, rng: np.random.Generator) -> tuple[str, Tensor]:
@@ -90,7 +91,7 @@ def bank_chunk(chunk: int, *, count: int, seed: int, photos: Sequence[Image.Imag
     """`count` pictures of the bank; a pure function of (seed, chunk, photos)."""
     torch.set_num_threads(1)
     rng = np.random.default_rng([seed, chunk])
-    names = [name for name in embedded.PROMPTS if name not in ("photo", "")]
+    names = styles_of_base()
     pictures: dict[str, list[Tensor]] = {kind: [] for kind in ("photo", "loose", *SHIPPED)}
     kinds = []
     for _ in range(count):
@@ -190,77 +191,52 @@ def tokenize(tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> Tensor:
     return tokenizer(list(prompts), padding="max_length", truncation=True, return_tensors="pt").input_ids
 
 
-def prompts_of(kind: str) -> list[str]:
-    """What the base is told: of a style, with and without what is in the picture."""
-    names = list(embedded.PROMPTS[kind])
-    return (
-        names if kind in ("photo", "") else [name + what for name in names for what in ("", ", a photo", ", a picture")]
-    )
+def denoising_loss(unet: UNet2DConditionModel, schedule: NoiseSchedule, z: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+    """Mean squared error of the predicted noise."""
+    noise = torch.randn_like(z)
+    z_t = schedule.add_noise(z, noise, t)
+    with torch.autocast(z.device.type, torch.bfloat16, enabled=torch.is_grad_enabled()):
+        eps = unet(z_t, t, encoder_hidden_states=cond).sample
+    return (eps.float() - noise).square().mean()
 
 
 def train_base(
-    latents: Bank,
-    schedule: NoiseSchedule,
-    *,
-    steps: int,
-    batch: int,
-    seed: int,
-    start: Path | None = None,
-    learning_rate: float = 1.2e-3,
+    latents: Bank, schedule: NoiseSchedule, *, steps: int, batch: int, seed: int
 ) -> tuple[UNet2DConditionModel, CLIPTextModel, CLIPTokenizer]:
-    """U-Net and text encoder together.
-
-    Of the samples 30 % are photos and 25 % loosely styled pictures, denoised to themselves, a sixth of these under the
-    empty prompt. The others teach what a prompt means: a noised *photo* under the prompt of a style is denoised to its
-    loosely styled form, as a large base knows what photos and drawings of the same thing have in common. The exact
-    operators of the known styles are not among them.
-
-    Args:
-        start: Folder of a pipeline whose U-Net and text encoder to go on from.
-    """
+    """U-Net and text encoder together; half photos, half loose styles, a tenth with the empty prompt."""
     torch.manual_seed(seed)
     device = latents["photo"].device
     rng, tokenizer = np.random.default_rng(seed), embedded.build_tokenizer()
-    if start is None:
-        text, unet = embedded.build_text_encoder(len(tokenizer)), embedded.build_unet()
-    else:
-        text = CLIPTextModel.from_pretrained(start / "text_encoder").float()
-        unet = UNet2DConditionModel.from_pretrained(start / "unet").float()
-    text, unet = text.to(device), unet.to(device, memory_format=torch.channels_last)
-    groups = [prompts_of(kind) for kind in embedded.PROMPTS]
+    text, unet = embedded.build_text_encoder(len(tokenizer)).to(device), embedded.build_unet().to(device)
+    unet = unet.to(memory_format=torch.channels_last)
+    groups = list(embedded.PROMPTS.values())
     ids = tokenize(tokenizer, [prompt for group in groups for prompt in group]).to(device)
     first = np.cumsum([0, *map(len, groups)])
     timesteps = PowerTimesteps(t_max=999, power=1.8)  # denser at low noise, where a local style is decided
-    weights = StyleLoss(min_snr_gamma=None, degraded_gamma=3.0)
     kinds, count = latents["kind"].cpu().numpy(), len(latents["photo"])
-    both = torch.cat([latents["photo"], latents["loose"]], 1)
-    photo, loose, translated = range(3)
 
     def loss() -> Tensor:
-        index, task = rng.integers(count, size=batch), rng.choice(3, size=batch, p=[0.3, 0.25, 0.45])
-        z_photo, z_loose = crops(both, index, LATENT_CROP, rng).float().chunk(2, 1)
-        wanted, given = (torch.from_numpy(t).to(device).view(-1, 1, 1, 1) for t in (task == photo, task != loose))
-        z, z_in = torch.where(wanted, z_photo, z_loose), torch.where(given, z_photo, z_loose)
-        group = np.where(task == photo, 0, kinds[index] + 1)
-        group = np.where((task != translated) & (rng.random(batch) < 1 / 6), len(groups) - 1, group)
+        index, loose = rng.integers(count, size=batch), rng.random(batch) < 0.5
+        parts = [crops(latents[k], index[loose == (k == "loose")], LATENT_CROP, rng) for k in ("photo", "loose")]
+        index = np.concatenate([index[~loose], index[loose]])
+        group = np.where(np.sort(loose), kinds[index] + 1, 0)
+        group = np.where(rng.random(batch) < 0.1, len(groups) - 1, group)
         prompt = torch.from_numpy(first[group] + (rng.random(batch) * (first[group + 1] - first[group])).astype(int))
-        t, noise = timesteps(torch.from_numpy(rng.random(batch))).to(device), torch.randn_like(z)
-        z_t = schedule.add_noise(z_in, noise, t)
         with torch.autocast(device.type, torch.bfloat16):
-            eps = unet(z_t, t, encoder_hidden_states=text(ids)[0][prompt.to(device)]).sample
-        weight = weights.weight(schedule, t, torch.from_numpy(task == translated).to(device))
-        return weighted_error(eps.float(), denoising_target(schedule, z, z_t, t), weight).mean()
+            cond = text(ids)[0]
+        t = timesteps(torch.from_numpy(rng.random(batch))).to(device)
+        return denoising_loss(unet, schedule, torch.cat(parts).float(), t, cond[prompt.to(device)])
 
     parameters = [*unet.parameters(), *text.parameters()]
-    optimise("base", parameters, loss, steps=steps, learning_rate=learning_rate, warmup=300, hold=0.5)
+    optimise("base", parameters, loss, steps=steps, learning_rate=1.2e-3, warmup=300, hold=0.5)
     return unet.eval(), text.eval(), tokenizer
 
 
 def style_lora(base: Path, style: str, *, steps: int, rank: int, seed: int) -> StyleLora:
     """The training of one LoRA; the numbers are those of ``conf/tuned/style_lora/embedded.yaml``, but for a few.
 
-    Its LoRAs are made to be distilled: more degraded inputs, a larger rate, larger crops and batches, more steps, and
-    less noise, which is where the distillation asks.
+    Its LoRAs are made to be distilled: loose pairs, a larger rate, larger crops, more steps, and less noise, which is
+    where the distillation asks.
     """
     rate = GroupOptions(
         lr=2e-3, betas=(0.9, 0.99), eps=1e-8, clip_norm=1.0, schedule="cosine", horizon=1.05, warmup_steps=50
@@ -287,10 +263,11 @@ def train_style(args: argparse.Namespace, style: str, bank: Bank) -> dict[str, d
         Held-out losses by band of t, of the base and of the style.
     """
     module = style_lora(args.out, style, steps=args.style_steps, rank=args.rank, seed=args.seed)
+    alike = bank["kind"] == styles_of_base().index(style)
     data = StyleBank(
         bank[style],
-        bank["photo"],
-        degraded=DEGRADED[style],
+        pairs=(bank["photo"][alike], bank["loose"][alike]),
+        paired=PAIRED,
         resolution=2 * LATENT_CROP,
         margin=8,
         batch_size=args.style_batch,
@@ -357,8 +334,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--autoencoder-batch", type=int, default=64)
     parser.add_argument("--base-steps", type=int, default=6000)
     parser.add_argument("--base-batch", type=int, default=96)
-    parser.add_argument("--style-steps", type=int, default=2500)
-    parser.add_argument("--style-batch", type=int, default=64)
+    parser.add_argument("--style-steps", type=int, default=1500)
+    parser.add_argument("--style-batch", type=int, default=16)
     parser.add_argument("--rank", type=int, default=24, help="rank of the style LoRAs")
     parser.add_argument("--precision", default=PRECISION, choices=("32-true", "bf16-mixed"), help="of their training")
     parser.add_argument("--seed", type=int, default=0)
