@@ -209,6 +209,48 @@ def test_relaxation_scales_the_step_that_is_asked_for() -> None:
     torch.testing.assert_close(norms[1], 3 * norms[0])
 
 
+def test_within_a_generation_the_scores_are_asked_about_the_generator_of_its_beginning() -> None:
+    module = replaying(replay=Replay(every=2, size=8, draws=1, hold=4), steps=9, grid_jitter=3)
+    held: list[dict[str, Tensor]] = []
+    averages: list[dict[str, Tensor]] = []
+    targets: list[Tensor] = []
+
+    def copy(network: torch.nn.Module) -> dict[str, Tensor]:
+        return {name: value.clone() for name, value in network.state_dict().items()}
+
+    class Watch(pl.Callback):
+        def on_train_batch_end(self, *_: Any, **__: Any) -> None:
+            held.append(copy(module.held))
+            averages.append(copy(module.ema.module))
+
+    put = module.replay.put
+    module.replay.put = lambda x, target, offset: (targets.append(target), put(x, target, offset))[1]  # type: ignore[method-assign]
+    options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = pl.Trainer(max_steps=9, accelerator="cpu", enable_model_summary=False, callbacks=[Watch()], **options)
+    trainer.fit(module, DataLoader([tiny_batch(i) for i in range(9)], batch_size=None))
+    for step, expected in enumerate([0] * 4 + [4] * 4 + [8]):
+        source = averages[expected - 1] if expected else dict(TinyGenerator().state_dict())
+        for name in ("to_rgb.weight", "to_rgb.bias"):
+            assert torch.equal(held[step][name], source[name]), (step, name)
+    assert not torch.equal(averages[3]["to_rgb.bias"], averages[7]["to_rgb.bias"])
+    assert len(targets) == 5
+
+
+def test_the_held_generator_gives_targets_and_latents_and_gets_no_gradient() -> None:
+    module, batch = replaying(replay=Replay(every=2, size=4, draws=1, hold=4)), tiny_batch(size=1)
+    plain = replaying(replay=Replay(every=2, size=4, draws=1))
+    plain.generator.load_state_dict(module.generator.state_dict())
+    (_, ours), (_, theirs) = step_gradients(module, batch), step_gradients(plain, batch)
+    for name, gradient in theirs.items():  # at the beginning both are the identity
+        torch.testing.assert_close(ours[name], gradient, msg=name)
+    assert not any(name.startswith("held") for name, p in module.named_parameters() if p.requires_grad)
+    with torch.no_grad():
+        module.generator.to_rgb.bias += 0.5
+    x, offset = batch["image"], torch.zeros(1, 2, dtype=torch.long)
+    torch.testing.assert_close(module.result_latents(x, offset), module.encode_source(x))
+    assert "held.to_rgb.bias" in module.saved_keys()
+
+
 def test_what_is_learned_again_must_be_pictures() -> None:
     with pytest.raises(UserError, match=r"replay\.every=3: .*pullback=decoder"):
         replaying(pullback="encoder")

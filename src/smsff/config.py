@@ -92,6 +92,9 @@ class Tuned:
         pullback: How steps in latent space reach the picture, encoder or decoder.
         replay_every: Optimizer steps for one evaluation of the scores.
         t_scale: t at which the spectrum term would keep all frequencies.
+        replay_hold: Optimizer steps during which they are asked about the same generator.
+        replay_size: Targets that are kept.
+        fake_every: Optimizer steps for one of the fake score.
     """
 
     resolution: int
@@ -105,6 +108,9 @@ class Tuned:
     pullback: str
     replay_every: int
     t_scale: int
+    replay_hold: int
+    replay_size: int
+    fake_every: int
 
 
 @dataclass(kw_only=True)

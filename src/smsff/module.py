@@ -12,6 +12,7 @@ This is style matching; other objectives (docs/objectives.md) ask other scores f
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, cast, get_args
 
@@ -247,6 +248,7 @@ class StyleMatching(pl.LightningModule):
         self.ema_decay = ema_decay
         self.ema = AveragedModel(generator, use_buffers=True)
         self.ema.requires_grad_(False)
+        self.held = deepcopy(generator).requires_grad_(False) if self.replay.holds else None
         speed.prepare(generator, teacher)  # last: the average shall not be compiled
         self.strict_loading = False  # the teacher is in no checkpoint; on_load_checkpoint does the checking
 
@@ -262,6 +264,7 @@ class StyleMatching(pl.LightningModule):
         x = batch["image"]
         draws = Draws(self.seed, int(batch["iteration"][0]), batch["position"].tolist(), like=x)
         self.guard.begin(batch)
+        self.renew_held()
         conditions = self.encode_prompts(batch["caption"])
 
         offset = self.grid_offset(draws)
@@ -284,17 +287,18 @@ class StyleMatching(pl.LightningModule):
         z_src = self.source_latents(x, offset)
         y = self.generator(z_src if self.in_latent_space else x)
         y_moved = y if self.in_latent_space else translate(y, offset)
-        z = y if self.in_latent_space else self.encode_result(y_moved)
+        asked = y_moved if self.held is None else translate(self.held(x), offset)
+        z = y if self.in_latent_space else self.encode_result(asked)
         self.guard.see(source_latent=z_src, generator=y, latent=z)
         if self.warmup.active(self.global_step):
             return self.reconstruction_loss(y, z_src if self.in_latent_space else x), z
         loss = self.matching_loss(z, z_src, draws, cond, self.view(batch, offset))
         if not self.through_decoder:
             return loss, z
-        step = self.replay.relaxation * self.decoded_step(loss, z, y_moved)
+        target = asked.detach() - self.replay.relaxation * self.decoded_step(loss, z, asked)
         if self.replay.every > 1:
-            self.replay.put(*self.in_global_order(batch["position"], x, y_moved.detach() - step, offset))
-        return latent_surrogate(y_moved, step).mean(), z
+            self.replay.put(*self.in_global_order(batch["position"], x, target, offset))
+        return latent_surrogate(y_moved, y_moved.detach() - target).mean(), z
 
     def matching_loss(
         self, z: Tensor, z_src: Tensor, draws: Draws, cond: Conditions, view: View | None = None
@@ -327,6 +331,12 @@ class StyleMatching(pl.LightningModule):
         (gradient,) = torch.autograd.grad(loss, z)
         step = gradient * z.numel()  # of the mean over all elements, as g is
         return decoded_step(self.teacher.latent.decode, z.detach(), step, (y.shape[-2], y.shape[-1]))
+
+    def renew_held(self) -> None:
+        """At the beginning of each generation, what has been learned becomes what the scores are asked about."""
+        step = self.global_step - self.warmup.steps
+        if self.held is not None and step >= 0 and step % self.replay.hold == 0:
+            self.held.load_state_dict(self.ema.module.state_dict())
 
     def replay_loss(self, draws: Draws) -> Tensor:
         """Generator against targets of earlier steps (`Replay`), mean over as many draws of the batch as it says."""
@@ -506,7 +516,7 @@ class StyleMatching(pl.LightningModule):
     @torch.no_grad()
     def result_latents(self, x: Tensor, offset: Tensor) -> Tensor:
         """Scaled latents (B, C, h, w) of the generator's pictures, without gradient."""
-        return self.teacher.latent.encode(translate(self.generator(x), offset))
+        return self.teacher.latent.encode(translate((self.held or self.generator)(x), offset))
 
     @torch.no_grad()
     def encode_source(self, x: Tensor) -> Tensor:

@@ -88,7 +88,7 @@ def test_with_another_size_it_begins_anew() -> None:
 
 
 def test_bad_use_is_named() -> None:
-    for name in ("every", "size", "draws"):
+    for name in ("every", "size", "draws", "hold"):
         with pytest.raises(UserError, match=rf"replay\.{name}=0 must be at least 1"):
             Replay(**{name: 0})
     with pytest.raises(UserError, match=r"replay\.relaxation=0\.0 must be"):
@@ -99,3 +99,9 @@ def test_bad_use_is_named() -> None:
     replay.put(pictures(1), pictures(1), offsets(1))
     with pytest.raises(UserError, match=r"replay\.every=2: pictures of \(4, 7\) and \(4, 6\)"):
         replay.put(pictures(1, width=7), pictures(1, width=7), offsets(1))
+
+
+def test_a_generation_needs_targets_that_are_learned_again() -> None:
+    assert Replay(every=2, hold=5).holds
+    assert not Replay(every=1, hold=5).holds
+    assert not Replay(every=2, hold=1).holds

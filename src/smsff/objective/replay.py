@@ -31,20 +31,29 @@ class Replay:
         size: Pictures that are kept; at least those of one step of all processes.
         draws: Stored pictures for each sample of the batch, in a step that asks no score.
         relaxation: omega: how much of a step a target asks for.
+        hold: Optimizer steps of a generation, in which the scores are asked about a generator that stands still; 1 asks
+            about the generator as it is, and so does every = 1.
 
     Raises:
         UserError: a number below 1, or a relaxation that is not above 0.
     """
 
-    def __init__(self, *, every: int = 1, size: int = 256, draws: int = 2, relaxation: float = 1.0) -> None:
-        for name, value in (("every", every), ("size", size), ("draws", draws)):
+    def __init__(
+        self, *, every: int = 1, size: int = 256, draws: int = 2, relaxation: float = 1.0, hold: int = 1
+    ) -> None:
+        for name, value in (("every", every), ("size", size), ("draws", draws), ("hold", hold)):
             if value < 1:
                 raise UserError(f"replay.{name}={value} must be at least 1")
         if not 0 < relaxation < math.inf:
             raise UserError(f"replay.relaxation={relaxation} must be a finite number above 0")
-        self.every, self.size, self.draws, self.relaxation = every, size, draws, relaxation
+        self.every, self.size, self.draws, self.relaxation, self.hold = every, size, draws, relaxation, hold
         self.count = 0
         self._kept: dict[str, Tensor] = {}
+
+    @property
+    def holds(self) -> bool:
+        """Whether there are generations."""
+        return self.every > 1 and self.hold > 1
 
     def asks(self, step: int) -> bool:
         """Whether the scores are asked in this step, counted from the end of the warm-up."""
