@@ -39,7 +39,7 @@ from smsff.stylize.stylizer import Stylizer, load_stylizer
 from smsff.teacher.score import Teacher
 from smsff.trust import find_target
 
-T0_CANDIDATES = (100, 200, 300, 400, 500)
+T0_CANDIDATES = (20, 50, 100, 200, 300, 400, 500)
 CEILING_STEPS = 800
 VALIDATION_SIDE = 256
 LABEL_HEIGHT = 26
