@@ -54,8 +54,8 @@ lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-teacher: $(READY) ## make the embedded teacher and its style LoRAs again (hours on CPU)
-	$(BIN)/python -m smsff.teacher.recipe
+teacher: $(READY) ## make an embedded teacher and its style LoRAs (for a GPU; ARGS=--help)
+	$(BIN)/python -m smsff.teacher.recipe $(ARGS)
 
 bench: $(READY) ## speed and memory beside the authors' code and other networks, in 15 minutes (ARGS=--quick)
 	$(BIN)/python benchmarks/run_all.py --out outputs/bench $(ARGS)

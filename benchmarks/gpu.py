@@ -39,6 +39,7 @@ from train_step import BARS, FAST, LADDER, OURS, OurStep, composed, count, refer
 from transformers import CLIPTextConfig, CLIPTextModel
 
 import smsff.speed
+from smsff.atomic import write_aside
 from smsff.data.folder import BUNDLED
 from smsff.data.single import SingleImage
 from smsff.optimizer import update_average
@@ -91,10 +92,8 @@ class Report:
         self.content["rows"].append(one)
         print(json.dumps(one), flush=True)
         if self.args.out:
-            self.args.out.parent.mkdir(parents=True, exist_ok=True)
-            partial_file = self.args.out.with_suffix(".partial")
-            partial_file.write_text(json.dumps(self.content, indent=2) + "\n")
-            partial_file.replace(self.args.out)
+            text = json.dumps(self.content, indent=2) + "\n"
+            write_aside(self.args.out, lambda aside: aside.write_text(text))
 
     def attempt(self, row: str, work: Callable[[], T]) -> T | None:
         """The result of `work`, which adds its own row; None where time is up, and where it fails, which is a row."""

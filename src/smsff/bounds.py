@@ -120,8 +120,6 @@ BOUNDS: dict[str, Bound] = {
     "data.max_held_out": COUNT,
     "data.degraded.share": SHARE,
     "data.degraded.tones": SHARE,
-    "data.degraded.closing": SHARE,
-    "data.degraded.rims": SHARE,
     "lora.rank": Bound(1, 4096),
     "lora.text_rank": Bound(0, 4096),
     "lora.*alpha": Bound(0, 1e6, open_low=True),

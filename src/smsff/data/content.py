@@ -120,84 +120,56 @@ def erase_lines(x: Tensor, size: int, threshold: float) -> Tensor:
     return torch.where(known > 0, x, F.avg_pool2d(x, size, 1, size // 2))
 
 
-def strokes(count: int, size: int, rng: np.random.Generator, *, device: torch.device | None = None) -> Tensor:
+def strokes(count: int, size: int, rng: np.random.Generator) -> Tensor:
     """Oriented band-passed noise of unit variance, as of hair, grass or weave, (count, 1, size, size)."""
-
-    def draw(low: float, high: float) -> Tensor:
-        return torch.from_numpy(rng.uniform(low, high, (count, 1, 1)).astype(np.float32)).to(device)
-
-    fy, fx = torch.fft.fftfreq(size, device=device)[:, None], torch.fft.rfftfreq(size, device=device)[None]
-    angle, f0, spread = draw(0, np.pi), draw(0.06, 0.3), draw(0.1, 0.8)
-    along, across = fx * angle.cos() + fy * angle.sin(), fy * angle.cos() - fx * angle.sin()
-    band = torch.exp(-(((along.abs() - f0) / (0.45 * f0)) ** 2) - (across / (f0 * spread)) ** 2)
-    generator = torch.Generator(band.device).manual_seed(int(rng.integers(2**63)))
-    noise = torch.randn((2, *band.shape), generator=generator, device=band.device)
-    field = torch.fft.irfft2(band * torch.complex(noise[0], noise[1]), s=(size, size))
-    return (field / field.std((1, 2), keepdim=True))[:, None]
+    fy, fx = np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None]
+    fields = []
+    for _ in range(count):
+        angle, f0, spread = rng.uniform(0, np.pi), rng.uniform(0.06, 0.3), rng.uniform(0.1, 0.8)
+        along, across = fx * np.cos(angle) + fy * np.sin(angle), fy * np.cos(angle) - fx * np.sin(angle)
+        band = np.exp(-(((np.abs(along) - f0) / (0.45 * f0)) ** 2) - (across / (f0 * spread)) ** 2)
+        field = np.fft.irfft2(band * (rng.normal(size=band.shape) + 1j * rng.normal(size=band.shape)), s=(size, size))
+        fields.append(field / field.std())
+    return torch.from_numpy(np.stack(fields)[:, None].astype(np.float32))
 
 
-def patches(
-    count: int, size: tuple[int, int], rng: np.random.Generator, *, device: torch.device | None = None
-) -> Tensor:
+def patches(count: int, size: tuple[int, int], rng: np.random.Generator) -> Tensor:
     """Soft random regions in [0, 1], (count, 1, *size)."""
-    shift = torch.from_numpy(rng.normal(0, 0.7, size=(count, 1, 1, 1)).astype(np.float32)).to(device)
-    return torch.sigmoid(4 * (shading(count, size, rng, device=device) + shift))
+    coarse = torch.from_numpy(rng.normal(size=(count, 1, 3, 3)).astype(np.float32))
+    shift = torch.from_numpy(rng.normal(0, 0.7, size=(count, 1, 1, 1)).astype(np.float32))
+    return torch.sigmoid(4 * (F.interpolate(coarse, size=size, mode="bicubic", align_corners=True) + shift))
 
 
-def shading(
-    count: int, size: tuple[int, int], rng: np.random.Generator, *, device: torch.device | None = None
-) -> Tensor:
-    """Smooth fields of about unit variance, (count, 1, *size)."""
-    coarse = torch.from_numpy(rng.normal(size=(count, 1, 3, 3)).astype(np.float32)).to(device)
-    return F.interpolate(coarse, size=size, mode="bicubic", align_corners=True)
-
-
-def degrade(
-    styled: Tensor,
-    photos: Tensor,
-    rng: np.random.Generator,
-    *,
-    tones: float = 1.0,
-    closing: float = 0.2,
-    rims: float = 0.6,
-) -> Tensor:
+def degrade(styled: Tensor, photos: Tensor, rng: np.random.Generator, *, tones: float = 1.0) -> Tensor:
     """Styled pictures with what a style removes put back: soft edges without lines or rims, texture, other tones.
 
     Args:
         styled: (B, 3, H, W) in [0, 1].
         photos: (B, 3, H, W) in [0, 1], of other scenes; their fine detail is the texture.
         rng: Each step happens to each picture with its own chance and strength.
-        tones: How far brightness, contrast, colour and shading are bent; 0 for a style that leaves them as they are.
-        closing: Share of the pictures whose lines go to the light side beside them, as for a style that draws on the
-            dark side of edges; the lines of the others are filled from both sides.
-        rims: Share of the pictures that lose a bright rim beside each line as well.
+        tones: How far brightness and contrast are bent; 0 for a style that leaves them as they are.
 
     Returns:
         (B, 3, H, W) in [0, 1].
     """
-    count, _, height, width = styled.shape
-    device = styled.device
 
     def draw(low: float, high: float, chance: float) -> Tensor:
-        shape = (count, 1, 1, 1)
-        value = np.where(rng.random(shape) < chance, rng.uniform(low, high, shape), 0)
-        return torch.from_numpy(value.astype(np.float32)).to(device)
+        size = (len(styled), 1, 1, 1)
+        value = np.where(rng.random(size) < chance, rng.uniform(low, high, size), 0)
+        return torch.from_numpy(value.astype(np.float32))
 
-    middle = erase_lines(styled, int(rng.choice([7, 9, 11])), float(rng.uniform(0.02, 0.06)))
-    unlined = torch.where(draw(1, 1, closing) > 0, close(styled, int(rng.choice([5, 7]))), middle)
-    x = torch.lerp(styled, unlined, draw(0.7, 1, 0.92))
-    x = x - draw(0.5, 1.3, rims) * blur((x - styled).clamp(min=0), float(rng.uniform(2.5, 5)))
+    count, _, height, width = styled.shape
+    middle = erase_lines(styled, int(rng.choice([5, 7, 9])), float(rng.uniform(0.02, 0.06)))
+    unlined = torch.where(draw(1, 1, 0.8) > 0, middle, close(styled, int(rng.choice([3, 5]))))  # or the dark side grows
+    x = torch.lerp(styled, unlined, draw(0.6, 1, 0.9))
+    x = x - draw(0.3, 1.2, 0.6) * blur((x - styled).clamp(min=0), float(rng.uniform(2.5, 5)))  # rims of the lines
     x = torch.lerp(x, blur(x, float(rng.uniform(0.4, 1.1))), draw(1, 1, 0.5))
-    x = x + tones * draw(-0.08, 0.08, 0.5) * shading(count, (height, width), rng, device=device)
     texture = photos - blur(photos, float(rng.uniform(1, 2.5)))
     texture = 0.07 * torch.tanh(texture / 0.07)  # edges of another scene are no texture
-    soft = patches(count, (height, width), rng, device=device)
-    region = torch.lerp(torch.ones_like(soft), soft, draw(1, 1, 0.4))
+    region = torch.lerp(torch.ones_like(x[:, :1]), patches(count, (height, width), rng), draw(1, 1, 0.4))
     x = x + draw(0.3, 1.4, 0.75) * texture * region
-    hair = strokes(count, max(height, width), rng, device=device)[..., :height, :width]
-    x = (x + draw(0.01, 0.07, 0.45) * hair * patches(count, (height, width), rng, device=device)).clamp(0, 1)
+    hair = strokes(count, max(height, width), rng)[..., :height, :width] * patches(count, (height, width), rng)
+    x = (x + draw(0.01, 0.07, 0.45) * hair).clamp(0, 1)
     x = x ** (2 ** (tones * draw(-0.6, 0.6, 0.6)))
-    grey = luma(x)
-    x = grey + (1 + tones * draw(-0.35, 0.25, 0.5)) * (x - grey)
-    pivot = torch.where(draw(1, 1, 0.5) > 0, x.mean((1, 2, 3), keepdim=True), torch.ones((), device=device))
-    return (pivot + (1 + tones * draw(-0.3, 0.6, 0.7)) * (x - pivot)).clamp(0, 1)
+    pivot = torch.where(draw(1, 1, 0.5) > 0, x.mean((1, 2, 3), keepdim=True), torch.ones(()))
+    return (pivot + (1 + tones * draw(-0.3, 0.45, 0.7)) * (x - pivot)).clamp(0, 1)

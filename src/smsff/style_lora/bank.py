@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from smsff.data.crops import middle, to_signed
 from smsff.style_lora.known import CAPTIONS
 
 
@@ -86,7 +87,7 @@ class StyleBank(pl.LightningDataModule):
 
     def windows(self, pictures: Tensor, index: NDArray[np.int64], rng: np.random.Generator) -> Tensor:
         """Crops of the indexed pictures in [-1, 1], half of them mirrored."""
-        x = crops(pictures, index, self.window, rng).float() / 127.5 - 1
+        x = to_signed(crops(pictures, index, self.window, rng))
         mirror = torch.from_numpy(rng.random((len(x), 1, 1, 1)) < 0.5).to(x.device)
         return torch.where(mirror, x.flip(3), x)
 
@@ -95,16 +96,14 @@ class StyleBank(pl.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[dict[str, Any]]:
         """The middle of each held-out picture, one at a time."""
-        top, left = ((side - self.window) // 2 for side in self.styled.shape[-2:])
-        held_out = self.styled[self.count :, :, top : top + self.window, left : left + self.window]
         pictures: Sequence[dict[str, Any]] = [
             {
-                "image": x[None].float() / 127.5 - 1,
+                "image": to_signed(x[None]),
                 "caption": [CAPTIONS[(self.count + i) % len(CAPTIONS)]],
                 "held_out": i,
                 "margin": self.margin,
             }
-            for i, x in enumerate(held_out)
+            for i, x in enumerate(middle(self.styled[self.count :], self.window))
         ]
         return DataLoader(pictures, batch_size=None)  # type: ignore[arg-type]
 

@@ -46,26 +46,17 @@ class Degraded:
     Attributes:
         share: 0 none, 1 all.
         texture_root: Folder of photos of other scenes, whose fine detail is put on; None for the bundled textures.
-        tones: How far brightness, contrast, colour and shading are bent: 0 not at all, as for a style that leaves them
-            as they are.
-        closing: Share whose lines go to the light side beside them, as for a style that draws on the dark side.
-        rims: Share that loses a bright rim beside each line as well.
+        tones: How far brightness and contrast are bent: 0 not at all, as for a style that leaves them as they are.
     """
 
     share: float = 0.0
     texture_root: str | None = None
     tones: float = 1.0
-    closing: float = 0.2
-    rims: float = 0.6
 
     def __post_init__(self) -> None:
-        for name in ("share", "tones", "closing", "rims"):
+        for name in ("share", "tones"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"data.degraded.{name}={getattr(self, name)} must lie in [0, 1]")
-
-    def __call__(self, styled: Tensor, photos: Tensor, rng: np.random.Generator) -> Tensor:
-        """`degrade` with these options."""
-        return degrade(styled, photos, rng, tones=self.tones, closing=self.closing, rims=self.rims)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,14 +143,13 @@ class StyleCrops(Dataset[dict[str, Any]]):
     def _degrade(self, image: Tensor, draw: Draw) -> Tensor:
         """The picture (3, H, W) in [-1, 1] made to look like a photo."""
         assert self.textures is not None
-        wanted = other_picture(self.seed, "texture", *draw, len(self.textures))
-        photo, _, _ = self.textures.load_or_next(wanted)
+        other = other_picture(self.seed, "texture", *draw, len(self.textures))
+        photo, _, _ = self.textures.load_or_next(other)
         generator = keyed_generator(self.seed, "texture crop", *draw)
         height, width = image.shape[1:]
         texture = window(photo, (height, width), scale=OWN_PIXELS, flip=True, generator=generator)
         rng = np.random.default_rng(keyed_seed(self.seed, "degrade", *draw))
-        styled, other = (image[None] + 1) / 2, (texture[None] + 1) / 2
-        return 2 * self.degraded(styled, other, rng)[0] - 1
+        return 2 * degrade((image[None] + 1) / 2, (texture[None] + 1) / 2, rng, tones=self.degraded.tones)[0] - 1
 
     def _class_picture(self, prior: ImageFolder, draw: Draw, shape: tuple[int, int]) -> dict[str, Any]:
         wanted = image_index(draw, seed=self.seed + 1, count=len(prior), global_batch=self.global_batch)

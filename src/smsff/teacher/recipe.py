@@ -1,7 +1,7 @@
-"""How the embedded teacher is made: ``python -m smsff.teacher.recipe`` (``make teacher``), minutes on a GPU.
+"""How an embedded teacher is made: ``python -m smsff.teacher.recipe`` (``make teacher``).
 
-The defaults are those of the teacher that ships, which saw more photos (``--photos``); a CPU would take days.
-Stages, each resumable by its own output in the working folder:
+The defaults are meant for a GPU. The teacher that ships was trained for fewer steps on a CPU, in rounds, of which its
+README tells. Bank and base are read from the working folder if they lie there. Stages:
 
 1. ``bank``         pictures: photo crops and dead leaves, each also in every known style, and in one loose version of a
                     style (random operator parameters), which is what the base model gets to see of styles.
@@ -36,6 +36,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from smsff.data.content import content
+from smsff.data.crops import to_signed
 from smsff.data.known_styles import STYLES, cel, ink, oil, sketch, watercolour
 from smsff.optimizer import GroupOptions
 from smsff.style_lora.adapter import LoraOptions
@@ -73,7 +74,7 @@ def styles_of_base() -> list[str]:
 def loose_style(x: Tensor, rng: np.random.Generator) -> tuple[str, Tensor]:
     """One of the styles with random parameters: what its name may mean."""
     draw = rng.uniform
-    name = str(rng.choice(["cel", "sketch", "oil", "watercolour", "ink"]))
+    name = str(rng.choice(styles_of_base()))
     if name == "cel":
         y = cel(x, draw(3, 8), draw(8, 40), draw(0.9, 1.5), int(rng.integers(1, 4)))
     elif name == "sketch":
@@ -162,7 +163,7 @@ def train_autoencoder(bank: Bank, *, steps: int, batch: int, seed: int, kl_weigh
     def loss() -> Tensor:
         counts = zip(kinds, rng.multinomial(batch, shares), strict=True)
         parts = [crops(bank[kind], rng.integers(len(bank[kind]), size=n), CROP, rng) for kind, n in counts if n]
-        x = torch.cat(parts).float() / 127.5 - 1
+        x = to_signed(torch.cat(parts))
         with torch.autocast(device.type, torch.bfloat16):
             mean, log_variance = vae.quant_conv(vae.encoder(x)).float().clamp(-20, 10).chunk(2, 1)
             z = mean + (0.5 * log_variance).exp() * torch.randn_like(mean)
@@ -176,10 +177,10 @@ def train_autoencoder(bank: Bank, *, steps: int, batch: int, seed: int, kl_weigh
 
 @torch.no_grad()
 def encode_bank(vae: AutoencoderKL, bank: Bank) -> Bank:
-    """Latents of unit variance of photos and loose styles; stores the factor in the auto-encoder's configuration."""
+    """Latents of photos and loose styles, of unit mean square; their factor goes into the configuration."""
     latents: Bank = {"kind": bank["kind"]}
     for kind in ("photo", "loose"):
-        parts = [vae.encode(x.float() / 127.5 - 1).latent_dist.mean.half() for x in bank[kind].split(50)]
+        parts = [vae.encode(to_signed(x)).latent_dist.mean.half() for x in bank[kind].split(10)]
         latents[kind] = torch.cat(parts)
     scale = 1 / torch.stack([latents[kind].float().square().mean() for kind in ("photo", "loose")]).mean().sqrt().item()
     vae.register_to_config(scaling_factor=scale)
@@ -195,7 +196,7 @@ def denoising_loss(unet: UNet2DConditionModel, schedule: NoiseSchedule, z: Tenso
     """Mean squared error of the predicted noise."""
     noise = torch.randn_like(z)
     z_t = schedule.add_noise(z, noise, t)
-    with torch.autocast(z.device.type, torch.bfloat16, enabled=torch.is_grad_enabled()):
+    with torch.autocast(z.device.type, torch.bfloat16):
         eps = unet(z_t, t, encoder_hidden_states=cond).sample
     return (eps.float() - noise).square().mean()
 
