@@ -57,7 +57,7 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to the same shape."""
-        return torch.add(x, self.second(F.relu(self.first(unit(x)))), alpha=self.scale)
+        return torch.add(x, self.second(F.relu(self.first(unit(x)), inplace=True)), alpha=self.scale)
 
 
 def smooth(x: Tensor) -> Tensor:
@@ -168,7 +168,7 @@ class UNetGenerator(nn.Module):
         # always pad (perhaps by nothing) and without `%`: one exported graph then serves every size
         bottom, right = ((height + k - 1) // k) * k - height, ((width + k - 1) // k) * k - width
         padded = F.pad(x, (0, right, 0, bottom), mode="replicate")
-        features = F.relu(self.stem(F.pixel_unshuffle(padded, 2)))
+        features = F.relu(self.stem(F.pixel_unshuffle(padded, 2)), inplace=True)
         skips: list[Tensor] = []
         for blocks, down in zip(self.encoder[:-1], self.downs, strict=True):
             features = blocks(features)
@@ -178,6 +178,6 @@ class UNetGenerator(nn.Module):
         for level in reversed(range(len(skips))):
             features = self.decoder[level](skips[level] + self.ups[level](features))
         full = torch.cat((self.unfold(features), padded), dim=1)
-        full = F.relu(self.refine(F.relu(self.mix(full))))
+        full = F.relu(self.refine(F.relu(self.mix(full), inplace=True)), inplace=True)
         delta: Tensor = self.to_rgb(full)[..., :height, :width]
         return x + delta

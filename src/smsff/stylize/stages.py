@@ -17,8 +17,11 @@ from torch import Tensor
 from smsff.generator.unet import UNetGenerator
 from smsff.stylize.tiles import spans
 
-CELLS = 256
-"""Side of a tile in cells of a stage's result; with 1024 half of the time goes to memory that comes and goes."""
+CELLS = 128
+"""Side of a tile in cells of a stage's result: with larger ones the time goes to memory that comes and goes.
+
+At the lowest level, where a tile has to be read with ten cells on each side, it is twice that.
+"""
 
 
 def stage(
@@ -58,7 +61,7 @@ def in_stages(net: UNetGenerator, x: Tensor, *, cells: int = CELLS) -> Tensor:
     sides = [(rgb.shape[-2] >> level, rgb.shape[-1] >> level) for level in range(len(net.widths) + 1)]
 
     def first(pixels: Tensor) -> Tensor:
-        features: Tensor = net.encoder[0](F.relu(net.stem(F.pixel_unshuffle(pixels, 2))))
+        features: Tensor = net.encoder[0](F.relu(net.stem(F.pixel_unshuffle(pixels, 2)), inplace=True))
         return features
 
     features = stage(first, [rgb], size=sides[1], reach=2 * net.encoder_blocks[0] + 1, cells=cells)
@@ -71,7 +74,7 @@ def in_stages(net: UNetGenerator, x: Tensor, *, cells: int = CELLS) -> Tensor:
             [features],
             size=sides[level],
             reach=reach,
-            cells=cells,
+            cells=cells * (2 if level == len(net.widths) else 1),
         )
     for level in reversed(range(len(skips))):
         up, blocks, reach = net.ups[level], net.decoder[level], 2 * net.decoder_blocks[level] + 2
@@ -85,6 +88,6 @@ def in_stages(net: UNetGenerator, x: Tensor, *, cells: int = CELLS) -> Tensor:
 
     def head(below: Tensor, pixels: Tensor) -> Tensor:
         full = torch.cat((net.unfold(below), pixels), dim=1)
-        return pixels + net.to_rgb(F.relu(net.refine(F.relu(net.mix(full)))))
+        return pixels + net.to_rgb(F.relu(net.refine(F.relu(net.mix(full), inplace=True)), inplace=True))
 
     return stage(head, [features, rgb], size=sides[0], reach=4, cells=cells)[..., :height, :width]
