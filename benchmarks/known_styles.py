@@ -45,6 +45,7 @@ class Row:
     Attributes:
         name: For people.
         styles, seeds: What it is trained on and with.
+        choose_on: The styles between whose candidates the validation photo decides.
         overrides: Of train.py.
         candidates: Further overrides by name, one of which is chosen.
         per_image: Each photo is optimised by itself.
@@ -53,6 +54,7 @@ class Row:
     name: str
     styles: Sequence[str]
     seeds: Sequence[int]
+    choose_on: Sequence[str]
     overrides: Sequence[str]
     candidates: dict[str, Sequence[str]] = field(default_factory=lambda: {"": ()})
     per_image: bool = False
@@ -88,14 +90,26 @@ def slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")
 
 
-def read_plan(path: Path, styles: Sequence[str] | None, seeds: Sequence[int] | None) -> tuple[list[Row], int]:
-    """The rows of a plan, its styles and seeds replaced by the given ones, and the length of the ceiling's training.
+@dataclass(frozen=True, kw_only=True)
+class Ceiling:
+    """Training of the same network on true pairs: optimizer steps, and the seeds that get one."""
+
+    steps: int
+    seeds: Sequence[int]
+
+
+def read_plan(
+    path: Path, styles: Sequence[str] | None, seeds: Sequence[int] | None
+) -> tuple[list[Row], Ceiling | None]:
+    """The rows of a plan, its styles and seeds replaced by the given ones, and the ceiling; None if without controls.
 
     Raises:
         UserError: an unknown key or style, or two rows that would share folders.
     """
     plan: dict[str, Any] = yaml.safe_load(path.read_text())
-    surplus = plan.keys() - {"styles", "seeds", "overrides", "controls", "rows"}
+    surplus = plan.keys() - {"styles", "choose_on", "seeds", "overrides", "controls", "rows"}
+    controls = plan.get("controls") or {}
+    surplus |= controls.keys() - {"ceiling_steps", "ceiling_seeds"}
     rows = []
     for name, options in plan["rows"].items():
         surplus |= options.keys() - {"styles", "seeds", "overrides", "candidates", "per_image"}
@@ -103,11 +117,12 @@ def read_plan(path: Path, styles: Sequence[str] | None, seeds: Sequence[int] | N
             name=name,
             styles=styles or options.get("styles", plan["styles"]),
             seeds=seeds or options.get("seeds", plan["seeds"]),
+            choose_on=styles or options.get("styles", plan.get("choose_on", plan["styles"])),
             overrides=[*plan.get("overrides", []), *options.get("overrides", [])],
             candidates=options.get("candidates", {"": []}),
             per_image=options.get("per_image", False),
         )
-        if unknown := set(row.styles) - STYLES.keys():
+        if unknown := {*row.styles, *row.choose_on} - STYLES.keys():
             raise UserError(f"{name}: the truth of {', '.join(unknown)} is not known, only of {', '.join(STYLES)}")
         rows.append(row)
     if surplus:
@@ -115,7 +130,9 @@ def read_plan(path: Path, styles: Sequence[str] | None, seeds: Sequence[int] | N
     slugs = [slug(f"{row.name} {candidate}") for row in rows for candidate in row.candidates]
     if len(set(slugs)) < len(slugs):
         raise UserError(f"{path}: two rows or candidates have the same letters and digits in their names")
-    return rows, plan["controls"]["ceiling_steps"]
+    if not controls:
+        return rows, None
+    return rows, Ceiling(steps=controls["ceiling_steps"], seeds=controls.get("ceiling_seeds", seeds or plan["seeds"]))
 
 
 # ------------------------------------------------------------------------------------------------------------ training
@@ -155,26 +172,33 @@ def train(job: Job, folder: Path, overrides: Sequence[str]) -> bool:
     return ok
 
 
-def train_all(jobs: Sequence[Job], out: Path, measurer: Measurer, parallel: int) -> list[Job]:
-    """Train what is not trained yet; the jobs that failed."""
-    todo = [(job, job.folder(out), job.overrides(measurer)) for job in jobs]
+def train_all(jobs: Sequence[Job], out: Path, measurer: Measurer, *, part: str, parallel: int) -> list[Job]:
+    """Train what is not trained yet, and measure it on the photos of a part; the jobs that failed."""
+
+    def one(job: Job) -> bool:
+        folder = job.folder(out)
+        ok = train(job, folder, job.overrides(measurer))
+        if ok:
+            measurer.measure(folder, job.style, part, job.photo)  # kept beside the run
+        return ok
+
     with ThreadPoolExecutor(parallel) as pool:
-        return [job for job, ok in zip(jobs, pool.map(lambda task: train(*task), todo), strict=True) if not ok]
+        return [job for job, ok in zip(jobs, pool.map(one, jobs), strict=True) if not ok]
 
 
 # ----------------------------------------------------------------------------------------------- choosing, measuring
 
 
-def jobs_of(row: Row, candidate: str, seeds: Sequence[int], photos: Sequence[str]) -> list[Job]:
+def jobs_of(row: Row, candidate: str, styles: Sequence[str], seeds: Sequence[int], photos: Sequence[str]) -> list[Job]:
     each: Sequence[str | None] = photos if row.per_image else [None]
-    return [Job(row, candidate, style, seed, photo) for style in row.styles for seed in seeds for photo in each]
+    return [Job(row, candidate, style, seed, photo) for style in styles for seed in seeds for photo in each]
 
 
 def choose(row: Row, out: Path, measurer: Measurer) -> dict[str, Any]:
-    """Composite of each candidate on the validation photo, mean of the styles, first seed; and the best of them."""
+    """Composite of each candidate on the validation photos, mean of `choose_on`, first seed; and the best of them."""
     scores: dict[str, float | None] = {}
     for name in row.candidates if len(row.candidates) > 1 else ():
-        jobs = jobs_of(row, name, row.seeds[:1], measurer.names("val"))
+        jobs = jobs_of(row, name, row.choose_on, row.seeds[:1], measurer.names("val"))
         if all(finished(job.folder(out)) for job in jobs):
             results = [measurer.measure(job.folder(out), job.style, "val", job.photo) for job in jobs]
             scores[name] = statistics.fmean(composite(m.figures) for photos in results for m in photos.values())
@@ -193,7 +217,7 @@ def record(row: str, style: str, seed: int | None, photo: str, measured: Measure
 def method_records(row: Row, candidate: str, out: Path, measurer: Measurer) -> list[dict[str, Any]]:
     """The results on the test photos of every finished run of the chosen candidate."""
     records = []
-    for job in jobs_of(row, candidate, row.seeds, measurer.names("test")):
+    for job in jobs_of(row, candidate, row.styles, row.seeds, measurer.names("test")):
         if finished(job.folder(out)):
             results = measurer.measure(job.folder(out), job.style, "test", job.photo)
             records += [record(row.name, job.style, job.seed, photo, m, out) for photo, m in results.items()]
@@ -201,22 +225,23 @@ def method_records(row: Row, candidate: str, out: Path, measurer: Measurer) -> l
 
 
 def control_records(
-    chosen: Sequence[tuple[Row, str]], out: Path, measurer: Measurer, ceiling_steps: int
+    chosen: Sequence[tuple[Row, str]], out: Path, measurer: Measurer, ceiling: Ceiling
 ) -> list[dict[str, Any]]:
-    """Controls of every style, and the ceiling with every seed, of the first row that trained a network there."""
+    """Controls of every style, and the ceiling with its seeds, of the first row that trained a network there."""
     records = []
     for style in dict.fromkeys(style for row, _ in chosen for style in row.styles):
-        jobs = [job for row, name in chosen if not row.per_image for job in jobs_of(row, name, row.seeds, [])]
-        done = [job for job in jobs if job.style == style and finished(job.folder(out))]
-        for number, job in enumerate(job for job in done if job.row == done[0].row):
-            results = measurer.controls(job.folder(out), style, ceiling_steps, ceiling_only=number > 0)
-            for name, photos in results.items():
+        jobs = [job for row, name in chosen if not row.per_image for job in jobs_of(row, name, [style], row.seeds, [])]
+        done = [job for job in jobs if style in job.row.styles and finished(job.folder(out))]
+        of_first_row = [job for job in done if job.row == done[0].row]
+        for number, job in enumerate(of_first_row):
+            steps = ceiling.steps if job.seed in ceiling.seeds else None
+            for name, photos in measurer.controls(job.folder(out), style, steps, every=number == 0).items():
                 seed = job.seed if name == CEILING else None
                 records += [record(name, style, seed, photo, m, out) for photo, m in photos.items()]
     return records
 
 
-def run(rows: Sequence[Row], out: Path, *, ceiling_steps: int, parallel: int, training: bool) -> dict[str, Any]:
+def run(rows: Sequence[Row], out: Path, *, ceiling: Ceiling | None, parallel: int, training: bool) -> dict[str, Any]:
     """Train, choose, train the other seeds of what was chosen, measure.
 
     Returns:
@@ -228,14 +253,15 @@ def run(rows: Sequence[Row], out: Path, *, ceiling_steps: int, parallel: int, tr
     failed: list[Job] = []
     if training:
         open_rows = [(row, name) for row in rows if len(row.candidates) > 1 for name in row.candidates]
-        firsts = [job for row, name in open_rows for job in jobs_of(row, name, row.seeds[:1], val)]
-        failed += train_all(firsts, out, measurer, parallel)
+        firsts = [job for row, name in open_rows for job in jobs_of(row, name, row.choose_on, row.seeds[:1], val)]
+        failed += train_all(firsts, out, measurer, part="val", parallel=parallel)
     choices = {row.name: choose(row, out, measurer) for row in rows}
     chosen = [(row, choices[row.name]["chosen"]) for row in rows if choices[row.name]["chosen"] is not None]
     if training:
-        rest = [job for row, name in chosen for job in jobs_of(row, name, row.seeds, test)]
-        failed += train_all(rest, out, measurer, parallel)
-    records = control_records(chosen, out, measurer, ceiling_steps)
+        rest = [job for row, name in chosen for job in jobs_of(row, name, row.styles, row.seeds, test)]
+        rest.sort(key=lambda job: job.row.seeds.index(job.seed))  # so that whole seeds are finished early
+        failed += train_all(rest, out, measurer, part="test", parallel=parallel)
+    records = control_records(chosen, out, measurer, ceiling) if ceiling else []
     for row, name in chosen:
         records += method_records(row, name, out, measurer)
     return {"records": records, "choices": choices, "failed": sorted({str(job) for job in failed})}
@@ -257,13 +283,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--jobs must be at least 1")
     out = args.out.resolve()
     try:
-        rows, ceiling_steps = read_plan(args.plan, args.styles, args.seeds)
+        rows, ceiling = read_plan(args.plan, args.styles, args.seeds)
         if unknown := set(args.rows or []) - {row.name for row in rows}:
             raise UserError(
                 f"--rows: {', '.join(unknown)} not in {args.plan}; it has {', '.join(r.name for r in rows)}"
             )
         rows = [row for row in rows if not args.rows or row.name in args.rows]
-        results = run(rows, out, ceiling_steps=ceiling_steps, parallel=args.jobs, training=not args.no_training)
+        results = run(rows, out, ceiling=ceiling, parallel=args.jobs, training=not args.no_training)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

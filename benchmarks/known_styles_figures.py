@@ -101,12 +101,13 @@ class Measurer:
         return kept(folder / f"figures_{part}.json", STYLES[style], photos, results)
 
     def controls(
-        self, folder: Path, style: str, ceiling_steps: int, *, ceiling_only: bool
+        self, folder: Path, style: str, ceiling_steps: int | None, *, every: bool
     ) -> dict[str, dict[str, Measured]]:
         """Results by control and test photo; a finished run of a network gives teacher, network and data.
 
         Args:
-            ceiling_only: Leave out what does not depend on the seed.
+            ceiling_steps: Length of the ceiling's training; None leaves it out.
+            every: With those that do not depend on the seed.
         """
         photos, operator, run = self.photos["test"], STYLES[style], demo.Run.open(folder)
         place = self.out / "controls" / style
@@ -116,21 +117,21 @@ class Measurer:
             curve = known_style.fit_tone_curve(pairs)
             return {name: known_style.apply_tone_curve(x, curve) for name, x in photos.items()}
 
-        def ceiling() -> dict[str, Tensor]:
-            network, _ = demo.paired_network(run, ceiling_steps)
+        def ceiling(steps: int) -> dict[str, Tensor]:
+            network, _ = demo.paired_network(run, steps)
             return {name: network(x) for name, x in photos.items()}
 
-        made: dict[str, tuple[str, Callable[[], Mapping[str, Tensor]]]] = {
-            CEILING: (f"ceiling/seed{run.config['seed']}", ceiling),
-            NOTHING: ("nothing", lambda: photos),
-            TONE_CURVE: ("tone_curve", tone_curve),
-            IMG2IMG: ("img2img", lambda: demo.stylized_by_teacher(run, photos)[0]),
-            TRUTH: ("truth", lambda: {name: operator(x) for name, x in photos.items()}),
-        }
+        made: dict[str, tuple[str, Callable[[], Mapping[str, Tensor]]]] = {}
+        if ceiling_steps is not None:
+            made[CEILING] = (f"ceiling/seed{run.config['seed']}", lambda: ceiling(ceiling_steps))
+        if every:
+            made[NOTHING] = ("nothing", lambda: photos)
+            made[TONE_CURVE] = ("tone_curve", tone_curve)
+            made[IMG2IMG] = ("img2img", lambda: demo.stylized_by_teacher(run, photos)[0])
+            made[TRUTH] = ("truth", lambda: {name: operator(x) for name, x in photos.items()})
         return {
             name: kept(place / file / "figures_test.json", operator, photos, make)
             for name, (file, make) in made.items()
-            if name == CEILING or not ceiling_only
         }
 
 

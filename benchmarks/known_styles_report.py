@@ -181,17 +181,24 @@ def find_pictures(
 
 
 def note_in_runs(records: Records, out: Path) -> None:
-    """Give the metrics.json of every network the table that `smsff.demo` writes, for `smsff report`."""
+    """Give the metrics.json of every network the table that `smsff.demo` writes, for `smsff report`.
+
+    A seed without a ceiling of its own gets that of the first seed that has one.
+    """
     measured: dict[tuple[str, str, int | None], dict[str, Mapping[str, float]]] = {}
     folders = {}
     for one in records:
         key = (one["row"], one["style"], one["seed"])
         measured.setdefault(key, {})[one["photo"]] = one["figures"]
         folders[key] = (out / one["picture"]).parent.parent
+    ceilings: dict[str, dict[str, Mapping[str, float]]] = {}
+    for (row, style, _), photos in measured.items():
+        if row == CEILING:
+            ceilings.setdefault(style, photos)
     for (row, style, seed), photos in measured.items():
         path = folders[row, style, seed] / "metrics.json"
         controls = {name: measured.get((name, style, None)) for name in (NOTHING, TONE_CURVE, IMG2IMG)}
-        rows = {**controls, OURS: photos, CEILING: measured.get((CEILING, style, seed))}
+        rows = {**controls, OURS: photos, CEILING: measured.get((CEILING, style, seed), ceilings.get(style))}
         if row in CONTROLS or not path.is_file() or not all(set(r or ()) == set(photos) for r in rows.values()):
             continue
         figures = build_table({name: r for name, r in rows.items() if r})
