@@ -1,0 +1,220 @@
+"""What the gradient of a run is made of, and where it leads: by t, at each checkpoint of a run on a known style.
+
+    python train.py checkpoint_every=50 checkpoint_keep=100 run_dir=RUN
+    python benchmarks/diagnostics.py RUN --out outputs/diagnostics
+
+On the middles of the validation photos, at fixed noise: size of the style gradient g and of the spectrum term's, the
+cosine of -g with the way to the true style (what would be right), the same for m g with the semantic relevance map, the
+map itself beside the true change, and how far the fake lags: its loss on fresh results of the generator beside
+that of a copy which was fitted to the generator as it stands. Writes diagnostics.json and diagnostics.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from train_step import train_script
+
+from smsff.callbacks.summary import write_json
+from smsff.checkpoints import read_checkpoint
+from smsff.data.crops import middle
+from smsff.data.folder import load_photos
+from smsff.data.known_styles import STYLES
+from smsff.module import Draws, FakeScore, StyleMatching
+from smsff.objective.gradient import Noised
+from smsff.objective.relevance import SemanticRelevance
+from smsff.teacher.latent import pad_to_multiple
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+TIMES = (5, 20, 40, 80, 120, 200, 300)
+SIDE = 192
+HELD_OUT = 4
+"""Batches on which the fake's losses are compared."""
+FIGURES = {  # of every t: name -> what the plot calls it
+    "g": "rms of g",
+    "spectrum": "rms of the spectrum term's gradient",
+    "cosine": "cosine of -g and the way to the truth",
+    "cosine_relevance": "the same of -m g",
+    "relevance_mean": "mean of m",
+    "relevance_correlation": "correlation of m and the true change",
+}
+
+
+def flat_cosine(a: Tensor, b: Tensor) -> float:
+    """Mean over the samples of the cosine of (B, C, h, w) and (B, C, h, w), each without its channels' means."""
+    a, b = (x - x.mean((2, 3), keepdim=True) for x in (a, b))
+    return float(F.cosine_similarity(a.flatten(1), b.flatten(1)).mean())
+
+
+def correlation(a: Tensor, b: Tensor) -> float:
+    """Mean over the samples of the correlation of (B, 1, h, w) and (B, 1, h, w)."""
+    return flat_cosine(a, b)
+
+
+def rms(x: Tensor) -> float:
+    return float(x.square().mean().sqrt())
+
+
+class Pictures:
+    """Latents (B, C, h, w) of the validation photos' middles: the source, the generator's result, the true style."""
+
+    def __init__(self, module: StyleMatching, style: str, caption: str) -> None:
+        self.caption = caption
+        photos = [middle(x, SIDE) for x in load_photos("val").values()]
+        self.x = torch.cat([pad_to_multiple(x, 32) for x in photos]) * 2 - 1
+        truth = STYLES[style]((self.x + 1) / 2) * 2 - 1
+        self.z_src, self.z_true = module.teacher.latent.encode(self.x), module.teacher.latent.encode(truth)
+
+
+@torch.no_grad()
+def at_time(module: StyleMatching, pictures: Pictures, z: Tensor, t: int, *, draws: int) -> dict[str, float]:
+    """The figures at one t, mean over the draws; gradients are averaged over the draws before cosines are taken."""
+    cond = module.encode_prompts([pictures.caption] * len(z))
+    times = torch.full((len(z),), t)
+    relevance = SemanticRelevance(normalize="minmax_mean")
+    change = (pictures.z_true - pictures.z_src).abs().mean(1, keepdim=True)
+    g_mean, mg_mean = torch.zeros_like(z), torch.zeros_like(z)
+    found: dict[str, list[float]] = {name: [] for name in FIGURES}
+    for draw in range(draws):
+        noise = Draws(0, draw, range(len(z)), like=z).normal("noise", tuple(z.shape[1:]))
+        at = Noised(z, pictures.z_src, noise, times, module.teacher.schedule)
+        g = module.objective.gradient(module.scores(cond), at)
+        m = relevance(*module.edit_predictions(at, cond.edit, cond.null))
+        raw = SemanticRelevance().normalized(m)
+        with torch.enable_grad():
+            leaf = z.clone().requires_grad_()
+            loss = module.objective.lambda_freq * module.regularizer(leaf, pictures.z_src, times).mean()
+            pull = torch.autograd.grad(loss, leaf)[0] * z.numel() if loss.requires_grad else torch.zeros_like(z)
+        found["g"].append(rms(g))
+        found["spectrum"].append(rms(pull))
+        found["relevance_mean"].append(float(raw.mean()))
+        found["relevance_correlation"].append(correlation(m, change))
+        g_mean, mg_mean = g_mean + g / draws, mg_mean + m * g / draws
+    way = pictures.z_true - z
+    found["cosine"], found["cosine_relevance"] = [flat_cosine(-g_mean, way)], [flat_cosine(-mg_mean, way)]
+    return {name: statistics.fmean(values) for name, values in found.items()}
+
+
+def fake_lag(
+    module: StyleMatching, batches: Iterator[dict[str, Any]], *, caption: str, fit: int, lr: float
+) -> dict[str, float]:
+    """Denoising loss on fresh results of the base, of the fake, and of the fake after `fit` more steps on them."""
+    fake = module.fake
+    assert fake is not None
+    held_out = [next(batches)["image"] for _ in range(HELD_OUT)]
+
+    def results(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return module.teacher.latent.encode(module.generator(x))
+
+    def loss(x: Tensor, number: int, score: FakeScore | None) -> Tensor:
+        z = results(x)
+        draws = Draws(1, number, range(len(z)), like=z)
+        t = module.fake_timesteps(draws.uniform("t"), module.steps // 2, module.steps)
+        noise = draws.normal("noise", tuple(z.shape[1:]))
+        cond = module.encode_prompts([caption] * len(z)).source
+        if score is not None:
+            return score.loss(z, noise, t, cond).mean()
+        return F.mse_loss(module.teacher.base(module.teacher.schedule.add_noise(z, noise, t), t, cond), noise)
+
+    @torch.no_grad()
+    def mean_loss(score: FakeScore | None) -> float:
+        return statistics.fmean(float(loss(x, i, score)) for i, x in enumerate(held_out))
+
+    parameters = [p for _, p in fake.trainable_parameters()]
+    before = [p.detach().clone() for p in parameters]
+    found = {"base": mean_loss(None), "fake": mean_loss(fake)}
+    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0)
+    for number in range(fit):
+        optimizer.zero_grad()
+        loss(next(batches)["image"], 100 + number, fake).backward()
+        optimizer.step()
+    found["fitted"] = mean_loss(fake)
+    with torch.no_grad():
+        for p, value in zip(parameters, before, strict=True):
+            p.copy_(value)
+    return found
+
+
+def examine(run: Path, *, draws: int, fit: int) -> dict[str, Any]:
+    """All figures of a run: step -> t -> figures, and the losses of the fake."""
+    files = sorted((run / "checkpoints").glob("*.ckpt"), key=lambda path: read_checkpoint(path)["global_step"])
+    plain: dict[str, Any] = read_checkpoint(files[-1])["hyper_parameters"]["config"]
+    plain = {**plain, "data": {**plain["data"], "steps": HELD_OUT + fit}}
+    module, data = train_script().build_style_matching(plain)
+    module.log = lambda *_, **__: None
+    data.setup("fit")
+    lr, caption = plain["optimizer"]["fake"]["lr"], plain["data"].get("default_caption", "")
+    pictures = Pictures(module, plain["style"]["name"], caption)
+    found: dict[str, Any] = {"run": run.name, "steps": {}}
+    for file in files:
+        checkpoint = read_checkpoint(file)
+        if str(checkpoint["global_step"]) in found["steps"]:
+            continue  # the last one has two names
+        module.load_state_dict(checkpoint["state_dict"], strict=False)
+        with torch.no_grad():
+            z = module.teacher.latent.encode(module.ema(pictures.x))
+        one: dict[str, Any] = {"t": {str(t): at_time(module, pictures, z, t, draws=draws) for t in TIMES}}
+        if module.fake is not None and fit:
+            one["fake"] = fake_lag(module, iter(data.train_dataloader()), caption=caption, fit=fit, lr=lr)
+        one["way"] = rms(pictures.z_true - z)
+        found["steps"][str(checkpoint["global_step"])] = one
+        print(run.name, checkpoint["global_step"], {k: round(v, 4) for k, v in one.get("fake", {}).items()}, flush=True)
+    return found
+
+
+def plot(runs: Sequence[dict[str, Any]], path: Path) -> None:
+    """One line of panels a run; one curve a checkpoint, and the fake's losses over the steps."""
+    figure, axes = plt.subplots(
+        len(runs), len(FIGURES) + 1, figsize=(3.4 * (len(FIGURES) + 1), 3.2 * len(runs)), squeeze=False,
+        layout="constrained",
+    )  # fmt: skip
+    for line, run in zip(axes, runs, strict=True):
+        steps = list(run["steps"])
+        colours = plt.get_cmap("viridis")
+        for axis, (name, label) in zip(line, FIGURES.items(), strict=False):
+            for number, step in enumerate(steps):
+                values = [run["steps"][step]["t"][str(t)][name] for t in TIMES]
+                colour = colours(number / max(len(steps) - 1, 1))
+                axis.plot(TIMES, values, "o-", ms=3, color=colour, label=f"step {step}")
+            axis.set(title=label, xlabel="t")
+            axis.title.set_fontsize(9)
+        line[0].set_ylabel(run["run"])
+        line[0].legend(fontsize=7)
+        fakes = {int(step): one["fake"] for step, one in run["steps"].items() if "fake" in one}
+        for name in ("base", "fake", "fitted") if fakes else ():
+            line[-1].plot(list(fakes), [one[name] for one in fakes.values()], "o-", ms=3, label=name)
+        line[-1].set(title="denoising loss on fresh results", xlabel="step")
+        line[-1].title.set_fontsize(9)
+        if fakes:
+            line[-1].legend(fontsize=7)
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    made = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    made.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs on known styles")
+    made.add_argument("--out", type=Path, default=Path("outputs/diagnostics"))
+    made.add_argument("--draws", type=int, default=4, help="of the noise, for each t")
+    made.add_argument("--fit", type=int, default=80, help="steps in which a copy of the fake is fitted; 0: none")
+    args = made.parse_args(words)
+    found = [examine(run, draws=args.draws, fit=args.fit) for run in args.runs]
+    args.out.mkdir(parents=True, exist_ok=True)
+    write_json(args.out / "diagnostics.json", {"runs": found})
+    plot(found, args.out / "diagnostics.png")
+    print(args.out / "diagnostics.png")
+
+
+if __name__ == "__main__":
+    main()
