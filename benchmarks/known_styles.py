@@ -180,6 +180,8 @@ def train_all(jobs: Sequence[Job], out: Path, measurer: Measurer, *, part: str, 
         ok = train(job, folder, job.overrides(measurer))
         if ok:
             measurer.measure(folder, job.style, part, job.photo)  # kept beside the run
+            if part == "test":  # nothing is asked of it any more, and a hundred of them fill a disk
+                shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         return ok
 
     with ThreadPoolExecutor(parallel) as pool:

@@ -206,6 +206,9 @@ def test_the_whole_benchmark_on_a_tiny_teacher(
     assert Image.open(out / "runs/photo/cel/seed0/coffee/pictures/coffee.png").size == (96, 72)
     assert not (out / "runs/sds-strong/cel/seed0/figures_test.json").exists()  # its test photos stay untouched
 
+    assert not list(out.glob("runs/sms/*/*/checkpoints"))  # measured: the network alone is kept
+    assert (out / "runs/sms/cel/seed1/export/model.safetensors").is_file()
+    assert list(out.glob("runs/sds-strong/*/*/checkpoints"))
     for seed in (0, 1):
         known = json.loads((out / f"runs/sms/cel/seed{seed}/metrics.json").read_text())["known_style"]
         assert known["table"][report.OURS]["coffee"]["psnr"] == value["SMS", seed]["psnr"]
