@@ -6,13 +6,14 @@
 On the middles of the validation photos, at fixed noise: size of the style gradient g and of the spectrum term's, the
 cosine of -g with the way to the true style (what would be right), the same for m g with the semantic relevance map, the
 map itself beside the true change, and how far the fake lags: its loss on fresh results of the generator beside
-that of a copy which was fitted to the generator as it stands. Writes diagnostics.json and diagnostics.png.
+its loss once it has been fitted to the generator as it stands. Writes diagnostics.json and diagnostics.png.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,11 +28,12 @@ from smsff.callbacks.summary import write_json
 from smsff.checkpoints import read_checkpoint
 from smsff.data.crops import middle
 from smsff.data.folder import load_photos
-from smsff.data.known_styles import STYLES
-from smsff.module import Draws, FakeScore, StyleMatching
+from smsff.demo import Run
+from smsff.errors import UserError
+from smsff.module import Draws, StyleMatching
 from smsff.objective.gradient import Noised
-from smsff.objective.relevance import SemanticRelevance
-from smsff.teacher.latent import pad_to_multiple
+from smsff.objective.relevance import SemanticRelevance, minmax
+from smsff.teacher.score import Score
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -51,14 +53,12 @@ FIGURES = {  # of every t: name -> what the plot calls it
 
 
 def flat_cosine(a: Tensor, b: Tensor) -> float:
-    """Mean over the samples of the cosine of (B, C, h, w) and (B, C, h, w), each without its channels' means."""
+    """Mean over the samples of the cosine of (B, C, h, w) and (B, C, h, w), each without its channels' means.
+
+    Of maps of one channel it is their correlation.
+    """
     a, b = (x - x.mean((2, 3), keepdim=True) for x in (a, b))
     return float(F.cosine_similarity(a.flatten(1), b.flatten(1)).mean())
-
-
-def correlation(a: Tensor, b: Tensor) -> float:
-    """Mean over the samples of the correlation of (B, 1, h, w) and (B, 1, h, w)."""
-    return flat_cosine(a, b)
 
 
 def rms(x: Tensor) -> float:
@@ -66,20 +66,21 @@ def rms(x: Tensor) -> float:
 
 
 class Pictures:
-    """Latents (B, C, h, w) of the validation photos' middles: the source, the generator's result, the true style."""
+    """Middles x of the validation photos, (B, 3, H, W) in [-1, 1]; latents (B, C, h, w) of them and of their truth."""
 
-    def __init__(self, module: StyleMatching, style: str, caption: str) -> None:
-        self.caption = caption
-        photos = [middle(x, SIDE) for x in load_photos("val").values()]
-        self.x = torch.cat([pad_to_multiple(x, 32) for x in photos]) * 2 - 1
-        truth = STYLES[style]((self.x + 1) / 2) * 2 - 1
-        self.z_src, self.z_true = module.teacher.latent.encode(self.x), module.teacher.latent.encode(truth)
+    def __init__(self, module: StyleMatching, run: Run) -> None:
+        x = torch.cat([middle(photo, SIDE) for photo in load_photos("val").values()])
+        self.x = 2 * x - 1
+        self.z_src = module.teacher.latent.encode(self.x)
+        self.z_true = module.teacher.latent.encode(2 * run.operator(x) - 1)
 
 
 @torch.no_grad()
-def at_time(module: StyleMatching, pictures: Pictures, z: Tensor, t: int, *, draws: int) -> dict[str, float]:
+def at_time(
+    module: StyleMatching, pictures: Pictures, z: Tensor, t: int, *, caption: str, draws: int
+) -> dict[str, float]:
     """The figures at one t, mean over the draws; gradients are averaged over the draws before cosines are taken."""
-    cond = module.encode_prompts([pictures.caption] * len(z))
+    cond = module.encode_prompts([caption] * len(z))
     times = torch.full((len(z),), t)
     relevance = SemanticRelevance(normalize="minmax_mean")
     change = (pictures.z_true - pictures.z_src).abs().mean(1, keepdim=True)
@@ -90,17 +91,15 @@ def at_time(module: StyleMatching, pictures: Pictures, z: Tensor, t: int, *, dra
         at = Noised(z, pictures.z_src, noise, times, module.teacher.schedule)
         g = module.objective.gradient(module.scores(cond), at)
         m = relevance(*module.edit_predictions(at, cond.edit, cond.null))
-        raw = SemanticRelevance().normalized(m)
-        with torch.enable_grad():
-            leaf = z.clone().requires_grad_()
-            loss = module.objective.lambda_freq * module.regularizer(leaf, pictures.z_src, times).mean()
-            pull = torch.autograd.grad(loss, leaf)[0] * z.numel() if loss.requires_grad else torch.zeros_like(z)
         found["g"].append(rms(g))
-        found["spectrum"].append(rms(pull))
-        found["relevance_mean"].append(float(raw.mean()))
-        found["relevance_correlation"].append(correlation(m, change))
+        found["relevance_mean"].append(float(minmax(m).mean()))
+        found["relevance_correlation"].append(flat_cosine(m, change))
         g_mean, mg_mean = g_mean + g / draws, mg_mean + m * g / draws
-    way = pictures.z_true - z
+    with torch.enable_grad():
+        leaf = z.clone().requires_grad_()
+        loss = module.objective.lambda_freq * module.regularizer(leaf, pictures.z_src, times).mean()
+        pull = torch.autograd.grad(loss, leaf)[0] * z.numel() if loss.requires_grad else torch.zeros_like(z)
+    found["spectrum"], way = [rms(pull)], pictures.z_true - z
     found["cosine"], found["cosine_relevance"] = [flat_cosine(-g_mean, way)], [flat_cosine(-mg_mean, way)]
     return {name: statistics.fmean(values) for name, values in found.items()}
 
@@ -108,55 +107,57 @@ def at_time(module: StyleMatching, pictures: Pictures, z: Tensor, t: int, *, dra
 def fake_lag(
     module: StyleMatching, batches: Iterator[dict[str, Any]], *, caption: str, fit: int, lr: float
 ) -> dict[str, float]:
-    """Denoising loss on fresh results of the base, of the fake, and of the fake after `fit` more steps on them."""
+    """Denoising loss on fresh results of the base, of the fake, and of the fake after `fit` more steps on them.
+
+    The module's fake is left fitted.
+    """
     fake = module.fake
     assert fake is not None
-    held_out = [next(batches)["image"] for _ in range(HELD_OUT)]
 
-    def results(x: Tensor) -> Tensor:
+    def result(batch: dict[str, Any]) -> Tensor:
         with torch.no_grad():
-            return module.teacher.latent.encode(module.generator(x))
+            return module.teacher.latent.encode(module.generator(batch["image"]))
 
-    def loss(x: Tensor, number: int, score: FakeScore | None) -> Tensor:
-        z = results(x)
+    def loss(score: Score, z: Tensor, number: int) -> Tensor:
         draws = Draws(1, number, range(len(z)), like=z)
         t = module.fake_timesteps(draws.uniform("t"), module.steps // 2, module.steps)
         noise = draws.normal("noise", tuple(z.shape[1:]))
         cond = module.encode_prompts([caption] * len(z)).source
-        if score is not None:
-            return score.loss(z, noise, t, cond).mean()
-        return F.mse_loss(module.teacher.base(module.teacher.schedule.add_noise(z, noise, t), t, cond), noise)
+        return fake.loss_of(score(module.teacher.schedule.add_noise(z, noise, t), t, cond), noise, t).mean()
+
+    held_out = [result(next(batches)) for _ in range(HELD_OUT)]
 
     @torch.no_grad()
-    def mean_loss(score: FakeScore | None) -> float:
-        return statistics.fmean(float(loss(x, i, score)) for i, x in enumerate(held_out))
+    def mean_loss(score: Score) -> float:
+        return statistics.fmean(float(loss(score, z, number)) for number, z in enumerate(held_out))
 
-    parameters = [p for _, p in fake.trainable_parameters()]
-    before = [p.detach().clone() for p in parameters]
-    found = {"base": mean_loss(None), "fake": mean_loss(fake)}
-    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0)
+    found = {"base": mean_loss(module.teacher.base), "fake": mean_loss(fake)}
+    optimizer = torch.optim.AdamW([p for _, p in fake.trainable_parameters()], lr=lr, weight_decay=0.0)
     for number in range(fit):
         optimizer.zero_grad()
-        loss(next(batches)["image"], 100 + number, fake).backward()
+        loss(fake, result(next(batches)), 100 + number).backward()
         optimizer.step()
     found["fitted"] = mean_loss(fake)
-    with torch.no_grad():
-        for p, value in zip(parameters, before, strict=True):
-            p.copy_(value)
     return found
 
 
-def examine(run: Path, *, draws: int, fit: int) -> dict[str, Any]:
-    """All figures of a run: step -> t -> figures, and the losses of the fake."""
-    files = sorted((run / "checkpoints").glob("*.ckpt"), key=lambda path: read_checkpoint(path)["global_step"])
-    plain: dict[str, Any] = read_checkpoint(files[-1])["hyper_parameters"]["config"]
-    plain = {**plain, "data": {**plain["data"], "steps": HELD_OUT + fit}}
+def examine(folder: Path, *, draws: int, fit: int) -> dict[str, Any]:
+    """All figures of a run: step -> t -> figures, and the losses of the fake.
+
+    Raises:
+        UserError: the folder holds no run on a known style, or no checkpoint.
+    """
+    run = Run.open(folder)
+    files = sorted((folder / "checkpoints").glob("*.ckpt"), key=lambda path: (path.stem == "last", path.stem))
+    if not files:
+        raise UserError(f"{folder / 'checkpoints'}: no checkpoint in it")
+    plain = {**run.config, "data": {**run.config["data"], "steps": HELD_OUT + fit}}
     module, data = train_script().build_style_matching(plain)
     module.log = lambda *_, **__: None
     data.setup("fit")
     lr, caption = plain["optimizer"]["fake"]["lr"], plain["data"].get("default_caption", "")
-    pictures = Pictures(module, plain["style"]["name"], caption)
-    found: dict[str, Any] = {"run": run.name, "steps": {}}
+    pictures = Pictures(module, run)
+    found: dict[str, Any] = {"run": folder.name, "steps": {}}
     for file in files:
         checkpoint = read_checkpoint(file)
         if str(checkpoint["global_step"]) in found["steps"]:
@@ -164,12 +165,14 @@ def examine(run: Path, *, draws: int, fit: int) -> dict[str, Any]:
         module.load_state_dict(checkpoint["state_dict"], strict=False)
         with torch.no_grad():
             z = module.teacher.latent.encode(module.ema(pictures.x))
-        one: dict[str, Any] = {"t": {str(t): at_time(module, pictures, z, t, draws=draws) for t in TIMES}}
+        by_time = {str(t): at_time(module, pictures, z, t, caption=caption, draws=draws) for t in TIMES}
+        one: dict[str, Any] = {"t": by_time, "way": rms(pictures.z_true - z)}
         if module.fake is not None and fit:
             one["fake"] = fake_lag(module, iter(data.train_dataloader()), caption=caption, fit=fit, lr=lr)
-        one["way"] = rms(pictures.z_true - z)
         found["steps"][str(checkpoint["global_step"])] = one
-        print(run.name, checkpoint["global_step"], {k: round(v, 4) for k, v in one.get("fake", {}).items()}, flush=True)
+        print(
+            folder.name, checkpoint["global_step"], {k: round(v, 4) for k, v in one.get("fake", {}).items()}, flush=True
+        )
     return found
 
 
@@ -202,19 +205,25 @@ def plot(runs: Sequence[dict[str, Any]], path: Path) -> None:
     plt.close(figure)
 
 
-def main(words: Sequence[str] | None = None) -> None:
+def main(words: Sequence[str] | None = None) -> int:
+    """Exit status 0, or 2 after one message for bad input."""
     made = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     made.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs on known styles")
     made.add_argument("--out", type=Path, default=Path("outputs/diagnostics"))
     made.add_argument("--draws", type=int, default=4, help="of the noise, for each t")
     made.add_argument("--fit", type=int, default=80, help="steps in which a copy of the fake is fitted; 0: none")
     args = made.parse_args(words)
-    found = [examine(run, draws=args.draws, fit=args.fit) for run in args.runs]
+    try:
+        found = [examine(run, draws=args.draws, fit=args.fit) for run in args.runs]
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     args.out.mkdir(parents=True, exist_ok=True)
     write_json(args.out / "diagnostics.json", {"runs": found})
     plot(found, args.out / "diagnostics.png")
     print(args.out / "diagnostics.png")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -232,8 +232,9 @@ def control_records(
     """Controls of every style, and the ceiling with its seeds, of the first row that trained a network there."""
     records = []
     for style in dict.fromkeys(style for row, _ in chosen for style in row.styles):
-        jobs = [job for row, name in chosen if not row.per_image for job in jobs_of(row, name, [style], row.seeds, [])]
-        done = [job for job in jobs if style in job.row.styles and finished(job.folder(out))]
+        networks = [(row, name) for row, name in chosen if style in row.styles and not row.per_image]
+        jobs = [job for row, name in networks for job in jobs_of(row, name, [style], row.seeds, [])]
+        done = [job for job in jobs if finished(job.folder(out))]
         of_first_row = [job for job in done if job.row == done[0].row]
         for number, job in enumerate(of_first_row):
             steps = ceiling.steps if job.seed in ceiling.seeds else None

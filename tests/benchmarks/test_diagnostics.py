@@ -30,6 +30,14 @@ def test_rms() -> None:
     assert diagnostics.rms(torch.tensor([3.0, -4.0])) == pytest.approx(12.5**0.5)
 
 
+def test_a_folder_without_a_run_or_a_checkpoint_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert diagnostics.main([str(tmp_path)]) == 2
+    assert "there is no config.yaml in it" in capsys.readouterr().err
+    (tmp_path / "config.yaml").write_text("style: {name: cel}")
+    assert diagnostics.main([str(tmp_path)]) == 2
+    assert f"{tmp_path / 'checkpoints'}: no checkpoint in it" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_runs_are_examined_at_every_checkpoint(tiny: list[str], tmp_path: Path) -> None:  # noqa: F811
     runs = {"SMS": [], "DDS": ["objective=dds"]}
@@ -37,7 +45,7 @@ def test_runs_are_examined_at_every_checkpoint(tiny: list[str], tmp_path: Path) 
         run = command(*tiny, *NETWORK, *own, "style=cel", f"run_dir={tmp_path / name}", cwd=tmp_path)
         assert run.wait() == 0, run.communicate()[0]
     folders = [str(tmp_path / name) for name in runs]
-    diagnostics.main([*folders, "--out", str(tmp_path / "out"), "--draws", "1", "--fit", "2"])
+    assert diagnostics.main([*folders, "--out", str(tmp_path / "out"), "--draws", "1", "--fit", "2"]) == 0
     sms, dds = json.loads((tmp_path / "out" / "diagnostics.json").read_text())["runs"]
     assert (sms["run"], list(sms["steps"]), list(dds["steps"])) == ("SMS", ["2", "4"], ["2", "4"])
     for run in (sms, dds):
