@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor
 from smsff.data.images import printable, to_image
 from smsff.errors import UserError
 from smsff.generator import UNetGenerator
+from smsff.stylize.heap import kept
 from smsff.stylize.model_files import CONFIG, WEIGHTS, Network, load_network
 from smsff.stylize.onnx_network import ONNX, OnnxNetwork, load_onnx
 from smsff.stylize.stages import in_stages
@@ -90,9 +92,15 @@ class Stylizer:
         x = picture.to(self.device, torch.float32)
         network: Callable[[Tensor], Tensor] = self.generator
         if isinstance(self.generator, UNetGenerator) and max(x.shape[-2:]) > WHOLE:
-            network = partial(in_stages, self.generator)
+            network = partial(large, self.generator)
         rgb = to_unit_range(network, x / 255 if as_bytes else x)
         return (rgb.mul_(255).round_() if as_bytes else rgb).to(picture.device, picture.dtype)
+
+
+def large(net: UNetGenerator, x: Tensor) -> Tensor:
+    """`in_stages`; on the CPU, memory stays between tiles."""
+    with kept() if x.device.type == "cpu" else nullcontext():
+        return in_stages(net, x)
 
 
 def to_unit_range(generator: Callable[[Tensor], Tensor], rgb: Tensor) -> Tensor:
