@@ -20,6 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
+import smsff.build
 import smsff.config
 import smsff.faults
 import smsff.hydra_guard
@@ -32,15 +33,7 @@ from smsff.errors import RunError, UserError
 if TYPE_CHECKING:
     import lightning.pytorch as pl
 
-    from smsff.module import StyleMatching
-    from smsff.style_lora.module import StyleLora
-
 SCRIPT = Path(__file__).resolve()
-OPTIONS = ("steps", "seed", "fake_draws", "fake_every", "ema_decay", "grid_jitter", "pullback")
-"""Keys of the configuration that the module takes as they are."""
-MAX_PROMPTS = 1000
-"""Most captions whose embeddings are computed before the training, so that the text encoder can go."""
-
 
 refused: list[UserError] = []
 faults: list[RunError] = []
@@ -83,7 +76,7 @@ def run(plain: dict[str, Any], checkpoint: Path | None) -> None:
 
     trainer = build_trainer(plain)  # first: what it refuses should not wait for weights
     pl.seed_everything(plain["seed"], verbose=False)
-    module, data = build_style_lora(plain) if plain["task"] == "style_lora" else build_style_matching(plain)
+    module, data = smsff.build.build_task(plain)
     smsff.launch.limit_waiting(trainer, seconds=plain["process_timeout"])
     smsff.launch.use_child_command(SCRIPT, replace={"ckpt_path": str(checkpoint)} if checkpoint else None)
     fit(trainer, module, data, checkpoint)
@@ -94,7 +87,7 @@ def build_trainer(plain: dict[str, Any]) -> pl.Trainer:
     from smsff.callbacks.checkpoint_io import SafeCheckpointIO
     from smsff.callbacks.loggers import tolerant
 
-    trainer: pl.Trainer = build(
+    trainer: pl.Trainer = smsff.build.build(
         {
             **plain["trainer"],
             "callbacks": [c for c in plain["callbacks"].values() if c],
@@ -114,99 +107,6 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message=r".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=r".*LeafSpec.*")
     warnings.filterwarnings("ignore", message=r".*You have overridden `transfer_batch_to_device`.*")  # as it is meant
-
-
-def build(node: Any) -> Any:
-    """Instantiate a node. A `UserError` from inside comes out as it is, and what else its arguments cause becomes one.
-
-    Raises:
-        UserError: the arguments do not do, or exclude one another.
-    """
-    from lightning.fabric.utilities.exceptions import MisconfigurationException
-
-    try:
-        return hydra.utils.instantiate(node, _convert_="all")
-    except hydra.errors.InstantiationException as error:
-        causes: list[BaseException] = [error]
-        while causes[-1].__cause__ is not None:
-            causes.append(causes[-1].__cause__)
-        for cause in causes:
-            if isinstance(cause, UserError):
-                raise cause from error
-        by_arguments = (MisconfigurationException, TypeError, ValueError, KeyError, AttributeError, OverflowError)
-        if isinstance(causes[-1], by_arguments) and not node["_target_"].startswith("smsff.teacher."):
-            reason = (str(causes[-1]).strip().splitlines() or [type(causes[-1]).__name__])[0]
-            raise UserError(f"{node['_target_']} cannot be built from this configuration: {reason}") from error
-        raise
-
-
-def build_style_matching(plain: dict[str, Any]) -> tuple[StyleMatching, pl.LightningDataModule]:
-    """The training of a generator, and its data."""
-    parts = build_parts(plain)
-    data = parts.pop("data")  # an empty folder stops here, before the weights
-    return build_module(plain, parts, data), data
-
-
-def build_style_lora(plain: dict[str, Any]) -> tuple[StyleLora, pl.LightningDataModule]:
-    """The training of a style LoRA, and its data."""
-    from smsff.style_lora.module import StyleLora
-
-    parts = {name: build(plain[name]) for name in ("lora", "prompts", "timesteps", "loss", "held_out", "samples")}
-    parts |= {f"{name}_options": build(plain["optimizer"][name]) for name in ("unet", "text")}
-    data = build(plain["data"])
-    teacher = build(plain["teacher"])
-    module = StyleLora(teacher=teacher, **parts, steps=plain["steps"], seed=plain["seed"], record={"config": plain})
-    module.prepare_prompts(data.captions(), data.prior_captions())
-    return module, data
-
-
-def build_parts(plain: dict[str, Any]) -> dict[str, Any]:
-    """Everything that costs nothing, so that a number out of range is found at once; then the data."""
-    cheap = ("objective", "regularizer", "relevance", "timesteps", "fake_timesteps", "warmup", "prompts", "fake_score")
-    cheap += ("speed", "replay")
-    parts = {name: build(plain[name]) for name in cheap}
-    parts["generator_options"] = build(plain["optimizer"]["generator"])
-    parts["fake_options"] = build(plain["optimizer"]["fake"])
-    parts["data"] = build(plain["data"])
-    return parts
-
-
-def build_module(plain: dict[str, Any], parts: dict[str, Any], data: pl.LightningDataModule) -> StyleMatching:
-    """Teacher, generator and the training step around them."""
-    from functools import partial
-
-    from smsff.module import StyleMatching
-
-    teacher = build(plain["teacher"])
-    generator = build(plain["generator"])
-    if isinstance(generator, partial):  # per-image: made from the picture
-        if not hasattr(data, "image"):
-            raise UserError(f"generator={generator.func.__name__} holds one picture: use data=single")
-        picture = data.image[None]
-        generator = generator(teacher.latent.encode(picture) if generator.func.space == "latent" else picture)
-    module = StyleMatching(
-        generator=generator,
-        teacher=teacher,
-        **parts,
-        **{name: plain[name] for name in OPTIONS},
-        picture=data.picture,  # type: ignore[operator]
-        record={
-            "generator": {"name": plain["generator"]["_target_"], "config": generator.config()},
-            "style": plain["style"],
-            "config": plain,
-        },
-    )
-    captions = data.captions()
-    if len(captions) <= MAX_PROMPTS:
-        module.encode_prompts(captions)
-        teacher.drop_text_encoder()
-    if module.in_latent_space:
-        module.hold(data.image[None])  # type: ignore[operator]
-    if not module.needs_encoder:
-        teacher.latent.drop_encoder()
-    if not module.needs_decoder:
-        teacher.latent.drop_decoder()
-    return module
 
 
 def fit(trainer: pl.Trainer, module: pl.LightningModule, data: pl.LightningDataModule, checkpoint: Path | None) -> None:

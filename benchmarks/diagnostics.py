@@ -22,8 +22,8 @@ import matplotlib
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from train_step import train_script
 
+from smsff.build import build_style_matching
 from smsff.callbacks.summary import write_json
 from smsff.checkpoints import read_checkpoint
 from smsff.data.crops import middle
@@ -152,7 +152,7 @@ def examine(folder: Path, *, draws: int, fit: int) -> dict[str, Any]:
     if not files:
         raise UserError(f"{folder / 'checkpoints'}: no checkpoint in it")
     plain = {**run.config, "data": {**run.config["data"], "steps": HELD_OUT + fit}}
-    module, data = train_script().build_style_matching(plain)
+    module, data = build_style_matching(plain)
     module.log = lambda *_, **__: None
     data.setup("fit")
     lr, caption = plain["optimizer"]["fake"]["lr"], plain["data"].get("default_caption", "")

@@ -29,7 +29,6 @@ from unittest.mock import patch
 
 import psutil
 import torch
-import train_step
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from PIL import Image
 from pipelines import build_reduced, reduced_unet, write_lora, write_pipeline
@@ -38,6 +37,7 @@ from torch import nn
 from train_step import BARS, FAST, LADDER, OURS, OurStep, composed, count, reference
 from transformers import CLIPTextConfig, CLIPTextModel
 
+import smsff.build
 import smsff.speed
 from smsff.atomic import write_aside
 from smsff.data.folder import BUNDLED
@@ -120,8 +120,7 @@ class Step(OurStep):
     """
 
     def __init__(self, plain: dict[str, Any], *, device: str) -> None:
-        script = train_step.train_script()
-        build = script.build
+        build = smsff.build.build
 
         def on_device(node: Any) -> Any:
             made = build(node)
@@ -131,9 +130,8 @@ class Step(OurStep):
                 self.data: Any = made
             return made.to(device) if isinstance(made, nn.Module) else made
 
-        script.build = on_device
         torch.set_float32_matmul_precision(DEFAULT_PRODUCTS)
-        with patch.object(train_step, "train_script", lambda: script):
+        with patch.object(smsff.build, "build", on_device):
             super().__init__(plain, device=device)
         self.products = torch.get_float32_matmul_precision()
         self.plain = plain

@@ -7,7 +7,6 @@ per-image mode at batch 1 is what the authors' code does; nothing but the scores
 
 from __future__ import annotations
 
-import importlib.util
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -24,6 +23,7 @@ from reference_work import ReferenceStep
 from timing import arguments, parser, ratio, summary, take_turns, write
 from torch import nn
 
+from smsff.build import build_style_matching
 from smsff.config import check_config, resolve
 from smsff.data.folder import BUNDLED
 from smsff.module import StyleMatching
@@ -54,15 +54,6 @@ BARS = ("same mathematics and draws (7 + 1)", "default (3 + 1)", "default, speed
 QUICK = ("same mathematics and draws (7 + 1)", "default, speed=fast (2 + 1)")
 
 
-def train_script() -> Any:
-    spec = importlib.util.spec_from_file_location("train_script", ROOT / "train.py")
-    assert spec is not None
-    assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    return script
-
-
 def composed(overrides: Sequence[str]) -> dict[str, Any]:
     """The checked configuration of train.py with these options."""
     GlobalHydra.instance().clear()
@@ -77,7 +68,7 @@ class OurStep:
 
     def __init__(self, plain: dict[str, Any], *, device: str) -> None:
         self.module: StyleMatching
-        self.module, data = train_script().build_style_matching(plain)
+        self.module, data = build_style_matching(plain)
         self.module.to(device)
         self.module.log = lambda *_, **__: None  # type: ignore[method-assign]
         self.module.log_dict = lambda *_, **__: None  # type: ignore[method-assign]

@@ -10,6 +10,7 @@ import torch
 from test_config import composed
 from test_train import NETWORK, configuration, tiny, train_script  # noqa: F401
 
+from smsff.build import build
 from smsff.speed import Speed, sent
 
 PRESETS = {
@@ -23,7 +24,7 @@ PRESETS = {
 @pytest.mark.parametrize("name", sorted(p.stem for p in Path(__file__).parents[1].glob("conf/speed/*.yaml")))
 def test_a_preset_is_what_it_says(name: str) -> None:
     plain = composed(f"speed={name}")
-    built = train_script.build(plain["speed"])
+    built = build(plain["speed"])
     assert (built, plain["teacher"]["dtype"], plain["trainer"]["precision"]) == (
         Speed(**{**vars(PRESETS[name][0]), "compile": []}),
         *PRESETS[name][1:],

@@ -92,6 +92,8 @@ def run(case: Any, folder: Path) -> None:
 
 def build_cheap(plain: dict[str, Any], folder: Path) -> None:
     """Everything of a run but the weights and the pictures of a folder."""
+    from smsff.build import build, build_parts
+
     script = train_script()
     data = dict(plain["data"])
     if data.get("root") is not None or data.get("photos") is not None or data.get("path") is not None:
@@ -103,8 +105,8 @@ def build_cheap(plain: dict[str, Any], folder: Path) -> None:
     script.build_trainer(plain)
     if plain["task"] == "style_lora":
         for name in ("lora", "prompts", "timesteps", "loss", "held_out", "samples"):
-            script.build(plain[name])
+            build(plain[name])
         return
     with torch.device("meta"):
-        script.build(plain["generator"])
-    script.build_parts(plain)
+        build(plain["generator"])
+    build_parts(plain)

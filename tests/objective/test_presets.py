@@ -13,6 +13,7 @@ from test_train import NETWORK, command, configuration, finished, tiny, train_sc
 from tiny import tiny_batch, tiny_module
 from torch import Tensor, nn
 
+from smsff.build import build
 from smsff.config import check_config
 from smsff.errors import UserError
 from smsff.module import Draws, StyleMatching
@@ -169,8 +170,8 @@ def test_the_table_of_the_objectives_has_what_a_step_costs(preset: str) -> None:
     lines = (ROOT / "docs" / "objectives.md").read_text().splitlines()
     cells = [cell.strip() for cell in next(x for x in lines if x.startswith(f"| `{preset}` |")).strip("|").split("|")]
     plain = composed(f"objective={preset}")
-    objective = train_script.build(plain["objective"])
-    module, counts = counted(objective, relevance=train_script.build(plain["relevance"]))
+    objective = build(plain["objective"])
+    module, counts = counted(objective, relevance=build(plain["relevance"]))
     module.training_step(tiny_batch(size=2), 0)
     passes = sum(counts.values()) // 2
     assert cells[-1] == (f"{passes - 1} + T" if objective.needs_fake else str(passes))
