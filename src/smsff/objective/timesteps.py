@@ -6,6 +6,7 @@ Every sampler is a pure function of (u, iteration, total): ``u`` holds uniform n
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
@@ -37,7 +38,7 @@ def narrowed_index(iteration: int, total: int, low: int, count: int) -> int:
 
 
 def draw(u: Tensor, low: int, high: int, *, per: Per, grid: Grid) -> Tensor:
-    """t between low and high, both included; the options are those of `Narrowing`."""
+    """t between low and high, both included; the options are those of `Uniform`."""
     if per == "batch":
         u = u[:1].expand_as(u)
     if grid == "odd":
@@ -60,54 +61,27 @@ def _check_options(t_min: int, t_max: int, per: str, grid: str) -> None:
         raise UserError(f"timesteps.grid=odd needs odd bounds, not t_min={t_min}, t_max={t_max}")
 
 
-class Narrowing:
-    """Adaptive narrowing, t ~ U(t_min, (1 - i / I) t_max): coarse changes first, details at the end.
+@dataclass(frozen=True, kw_only=True)
+class Uniform:
+    """t ~ U(t_min, t_max) at every iteration (the paper's "random t" row).
 
-    Args:
+    Attributes:
         t_min, t_max: bounds, both included. The paper does not state them; the default is the 2 % to 98 % of SDS.
         per: ``sample`` one t for each sample, ``batch`` one for all: that of u[0]. (Give every process the u of
             position 0 to have one t in the whole global batch.)
-        grid: ``all`` timesteps, or ``odd``, the authors' code (showlab/SMS): t = 2 k + 1 with k drawn from
-            [k_min, max(int(k_count (1 - i / I)), k_min + 1)); theirs is t_min=21, t_max=499.
-        t_floor: the upper bound stays at least here (ours); from t_min down it is the paper's.
+        grid: ``all`` timesteps, or the ``odd`` ones, t = 2 k + 1.
 
     Raises:
-        UserError: bounds out of order, unknown option, even bounds or a floor with grid=odd.
+        UserError: bounds out of order, unknown option, even bounds with grid=odd.
     """
 
-    def __init__(
-        self, *, t_min: int = 20, t_max: int = 980, per: Per = "sample", grid: Grid = "all", t_floor: int = 0
-    ) -> None:
-        _check_options(t_min, t_max, per, grid)
-        if not 0 <= t_floor <= t_max or (t_floor and grid == "odd"):
-            raise UserError(f"timesteps.t_floor={t_floor} must lie between 0 and t_max={t_max}; 0 with grid=odd")
-        self.t_floor = t_floor
-        self.t_min = t_min
-        self.t_max = t_max
-        self.per: Per = per
-        self.grid: Grid = grid
+    t_min: int = 20
+    t_max: int = 980
+    per: Per = "sample"
+    grid: Grid = "all"
 
-    def bounds(self, iteration: int, total: int) -> tuple[int, int]:
-        """Smallest and largest t that can be drawn."""
-        if self.grid == "odd":
-            last = narrowed_index(iteration, total, self.t_min // 2, (self.t_max + 1) // 2)
-            return self.t_min, 2 * last + 1
-        return self.t_min, narrowed(iteration, total, max(self.t_min, self.t_floor), self.t_max)
-
-    def __call__(self, u: Tensor, iteration: int, total: int) -> Tensor:
-        """(B,) uniform numbers -> long (B,)."""
-        return draw(u, *self.bounds(iteration, total), per=self.per, grid=self.grid)
-
-
-class Uniform:
-    """t ~ U(t_min, t_max) at every iteration (the paper's "random t" row); options as in `Narrowing`."""
-
-    def __init__(self, *, t_min: int = 20, t_max: int = 980, per: Per = "sample", grid: Grid = "all") -> None:
-        _check_options(t_min, t_max, per, grid)
-        self.t_min = t_min
-        self.t_max = t_max
-        self.per: Per = per
-        self.grid: Grid = grid
+    def __post_init__(self) -> None:
+        _check_options(self.t_min, self.t_max, self.per, self.grid)
 
     def bounds(self, iteration: int, total: int) -> tuple[int, int]:
         """Smallest and largest t that can be drawn."""
@@ -118,47 +92,63 @@ class Uniform:
         return draw(u, *self.bounds(iteration, total), per=self.per, grid=self.grid)
 
 
-class Dropping:
-    """t ~ U(t_min, t_max), then from a share of the run on t ~ U(t_min, t_max_late) (ProlificDreamer).
+@dataclass(frozen=True, kw_only=True)
+class Narrowing(Uniform):
+    """Adaptive narrowing, t ~ U(t_min, (1 - i / I) t_max): coarse changes first, details at the end.
 
-    Args:
-        t_min, t_max: bounds at first, both included.
-        t_max_late: upper bound afterwards, at most t_max.
-        drop_at: share of the run, in [0, 1], after which it counts. The authors' code has step 5000 of 25000.
-        per, grid: as in `Narrowing`.
+    With grid=odd k is drawn as in the authors' code (showlab/SMS, with t_min=21, t_max=499), from
+    [k_min, max(int(k_count (1 - i / I)), k_min + 1)).
+
+    Attributes:
+        t_floor: the upper bound stays at least here (ours); from t_min down it is the paper's.
 
     Raises:
-        UserError: bounds out of order, unknown option, even bounds with grid=odd, drop_at outside [0, 1].
+        UserError: as `Uniform`; a floor above t_max or with grid=odd.
     """
 
-    def __init__(
-        self,
-        *,
-        t_min: int = 20,
-        t_max: int = 980,
-        t_max_late: int = 500,
-        drop_at: float = 0.2,
-        per: Per = "sample",
-        grid: Grid = "all",
-    ) -> None:
-        _check_options(t_min, t_max, per, grid)
-        _check_options(t_min, t_max_late, per, grid)
-        if t_max_late > t_max:
-            raise UserError(f"timesteps.t_max_late={t_max_late} is above timesteps.t_max={t_max}")
-        if not 0 <= drop_at <= 1:
-            raise UserError(f"timesteps.drop_at={drop_at} must lie in [0, 1]")
-        self.t_min, self.t_max, self.t_max_late = t_min, t_max, t_max_late
-        self.drop_at = drop_at
-        self.per: Per = per
-        self.grid: Grid = grid
+    t_floor: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.t_floor <= self.t_max or (self.t_floor and self.grid == "odd"):
+            raise UserError(
+                f"timesteps.t_floor={self.t_floor} must lie between 0 and t_max={self.t_max}; 0 with grid=odd"
+            )
+
+    def bounds(self, iteration: int, total: int) -> tuple[int, int]:
+        """Smallest and largest t that can be drawn."""
+        if self.grid == "odd":
+            last = narrowed_index(iteration, total, self.t_min // 2, (self.t_max + 1) // 2)
+            return self.t_min, 2 * last + 1
+        return self.t_min, narrowed(iteration, total, max(self.t_min, self.t_floor), self.t_max)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dropping(Uniform):
+    """t ~ U(t_min, t_max), then from a share of the run on t ~ U(t_min, t_max_late) (ProlificDreamer).
+
+    Attributes:
+        t_max_late: upper bound afterwards, at most t_max.
+        drop_at: share of the run, in [0, 1], after which it counts. The authors' code has step 5000 of 25000.
+
+    Raises:
+        UserError: as `Uniform`; t_max_late out of order or even with grid=odd, drop_at outside [0, 1].
+    """
+
+    t_max_late: int = 500
+    drop_at: float = 0.2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_options(self.t_min, self.t_max_late, self.per, self.grid)
+        if self.t_max_late > self.t_max:
+            raise UserError(f"timesteps.t_max_late={self.t_max_late} is above timesteps.t_max={self.t_max}")
+        if not 0 <= self.drop_at <= 1:
+            raise UserError(f"timesteps.drop_at={self.drop_at} must lie in [0, 1]")
 
     def bounds(self, iteration: int, total: int) -> tuple[int, int]:
         """Smallest and largest t that can be drawn."""
         return self.t_min, self.t_max_late if iteration >= self.drop_at * total else self.t_max
-
-    def __call__(self, u: Tensor, iteration: int, total: int) -> Tensor:
-        """(B,) uniform numbers -> long (B,)."""
-        return draw(u, *self.bounds(iteration, total), per=self.per, grid=self.grid)
 
 
 class Annealing:
