@@ -125,8 +125,11 @@ def plot(records: Records, styles: Sequence[str], path: Path) -> None:
             )
         axis.set(title=title, xlabel="content distance, grey levels", ylabel="style distance, grey levels")
         _equal_composites(axis)
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)), fontsize=8)
+    shown = {}  # some rows are in one style's panel alone
+    for axis in axes[0]:
+        handles, labels = axis.get_legend_handles_labels()
+        shown |= dict(zip(labels, handles, strict=True))
+    figure.legend(shown.values(), shown, loc="outside lower center", ncols=min(7, len(shown)), fontsize=8)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 

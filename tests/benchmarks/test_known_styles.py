@@ -151,6 +151,17 @@ def test_table_plot_and_sheet(tmp_path: Path) -> None:
     assert sheet.getpixel((cell[0], cell[1] + report.CELL + report.GAP)) == (255, 255, 255)  # no file, no picture
 
 
+def test_the_legend_names_the_rows_of_every_panel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    records = [made_up("SMS", style, 0, "x", 1.0, 2.0) for style in ("cel", "ink")]
+    records.append(made_up("SMS, per image", "ink", 0, "x", 2.0, 1.0))
+    drawn: list[Any] = []
+    monkeypatch.setattr(report.plt, "close", drawn.append)
+    report.plot(records, ["cel", "ink"], tmp_path / "distances.png")
+    assert {text.get_text() for text in drawn[0].legends[0].get_texts()} == {"SMS", "SMS, per image"}
+    monkeypatch.undo()
+    report.plt.close(drawn[0])
+
+
 @pytest.mark.slow
 def test_the_whole_benchmark_on_a_tiny_teacher(
     tiny: list[str],  # noqa: F811
