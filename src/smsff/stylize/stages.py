@@ -17,11 +17,8 @@ from torch import Tensor
 from smsff.generator.unet import UNetGenerator
 from smsff.stylize.tiles import spans
 
-CELLS = 128
-"""Side of a tile in cells of a stage's result: with larger ones the time goes to memory that comes and goes.
-
-At the lowest level, where a tile has to be read with ten cells on each side, it is twice that.
-"""
+CELLS = 256
+"""Side of a tile in cells of a stage's result: smaller ones have more cells at their borders to compute twice."""
 
 
 def stage(
@@ -74,7 +71,7 @@ def in_stages(net: UNetGenerator, x: Tensor, *, cells: int = CELLS) -> Tensor:
             [features],
             size=sides[level],
             reach=reach,
-            cells=cells * (2 if level == len(net.widths) else 1),
+            cells=cells,
         )
     for level in reversed(range(len(skips))):
         up, blocks, reach = net.ups[level], net.decoder[level], 2 * net.decoder_blocks[level] + 2

@@ -24,7 +24,7 @@ from smsff.stylize.tiles import in_tiles
 TILE = 1024
 """Side of a tile in pixels for a network that is computed as one."""
 STAGED_TILE = 4096
-"""The same for the U-Net, which takes large pieces in stages: 1.6 GB, and 0.3 GB that stay between tiles."""
+"""The same for the U-Net, which takes large pieces in stages: 1.6 GB, and 0.7 GB that stay between tiles."""
 WHOLE = 512
 """Longest side in pixels of a piece that the U-Net takes in one go."""
 
