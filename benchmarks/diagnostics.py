@@ -26,6 +26,7 @@ from torch import Tensor
 from smsff.build import build_style_matching
 from smsff.callbacks.summary import write_json
 from smsff.checkpoints import read_checkpoint
+from smsff.config import check_config
 from smsff.data.crops import middle
 from smsff.data.folder import load_photos
 from smsff.demo import Run
@@ -152,6 +153,7 @@ def examine(folder: Path, *, draws: int, fit: int) -> dict[str, Any]:
     if not files:
         raise UserError(f"{folder / 'checkpoints'}: no checkpoint in it")
     plain = {**run.config, "data": {**run.config["data"], "steps": HELD_OUT + fit}}
+    check_config(plain)
     module, data = build_style_matching(plain)
     module.log = lambda *_, **__: None
     data.setup("fit")
@@ -211,7 +213,7 @@ def main(words: Sequence[str] | None = None) -> int:
     made.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs on known styles")
     made.add_argument("--out", type=Path, default=Path("outputs/diagnostics"))
     made.add_argument("--draws", type=int, default=4, help="of the noise, for each t")
-    made.add_argument("--fit", type=int, default=80, help="steps in which a copy of the fake is fitted; 0: none")
+    made.add_argument("--fit", type=int, default=80, help="steps in which the fake is fitted; 0: none")
     args = made.parse_args(words)
     try:
         found = [examine(run, draws=args.draws, fit=args.fit) for run in args.runs]

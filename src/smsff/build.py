@@ -23,11 +23,14 @@ if TYPE_CHECKING:
 
 OPTIONS = ("steps", "seed", "fake_draws", "fake_every", "ema_decay", "grid_jitter", "pullback")
 """Keys of the configuration that the module takes as they are."""
-CHEAP = (
-    "objective", "regularizer", "relevance", "timesteps", "fake_timesteps", "warmup", "prompts", "fake_score", "speed",
-    "replay",
-)  # fmt: skip
-"""Its groups that cost nothing to build."""
+CHEAP = {
+    "style_matching": (
+        "objective", "regularizer", "relevance", "timesteps", "fake_timesteps", "warmup", "prompts", "fake_score",
+        "speed", "replay",
+    ),
+    "style_lora": ("lora", "prompts", "timesteps", "loss", "held_out", "samples"),
+}  # fmt: skip
+"""Groups of each task that cost nothing to build."""
 MAX_PROMPTS = 1000
 """Most captions whose embeddings are computed before the training, so that the text encoder can go."""
 
@@ -72,9 +75,8 @@ def build_style_lora(plain: dict[str, Any]) -> tuple[StyleLora, pl.LightningData
     """The training of a style LoRA, and its data."""
     from smsff.style_lora.module import StyleLora
 
-    parts = {name: build(plain[name]) for name in ("lora", "prompts", "timesteps", "loss", "held_out", "samples")}
-    parts |= {f"{name}_options": build(plain["optimizer"][name]) for name in ("unet", "text")}
-    data = build(plain["data"])
+    parts = build_parts(plain)
+    data = parts.pop("data")
     teacher = build(plain["teacher"])
     module = StyleLora(teacher=teacher, **parts, steps=plain["steps"], seed=plain["seed"], record={"config": plain})
     module.prepare_prompts(data.captions(), data.prior_captions())
@@ -83,9 +85,8 @@ def build_style_lora(plain: dict[str, Any]) -> tuple[StyleLora, pl.LightningData
 
 def build_parts(plain: dict[str, Any]) -> dict[str, Any]:
     """Everything that costs nothing, so that a number out of range is found at once; then the data."""
-    parts = {name: build(plain[name]) for name in CHEAP}
-    parts["generator_options"] = build(plain["optimizer"]["generator"])
-    parts["fake_options"] = build(plain["optimizer"]["fake"])
+    parts = {name: build(plain[name]) for name in CHEAP[plain["task"]]}
+    parts |= {f"{name}_options": build(options) for name, options in plain["optimizer"].items()}
     parts["data"] = build(plain["data"])
     return parts
 

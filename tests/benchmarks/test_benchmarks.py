@@ -72,7 +72,6 @@ def test_stages_add_little_arithmetic_and_save_memory() -> None:
     found = importlib.import_module("generators").counted(4096)
     whole, staged = found["whole"], found["in stages"]
     assert whole["gmac_for_256_x_256"] < 5.8
-    # Tiles of 256 cells would take 1.035 times the arithmetic, and more time: they do not fit the cache.
     assert staged["gmac_for_256_x_256"] < 1.05 * whole["gmac_for_256_x_256"]
     assert staged["gigabytes"] < 0.5 * whole["gigabytes"]
 

@@ -103,10 +103,7 @@ def build_cheap(plain: dict[str, Any], folder: Path) -> None:
     if isinstance(plain["logger"], dict) and str(plain["logger"].get("_target_", "")).endswith("wandb_logger"):
         plain["logger"] = None
     script.build_trainer(plain)
-    if plain["task"] == "style_lora":
-        for name in ("lora", "prompts", "timesteps", "loss", "held_out", "samples"):
-            build(plain[name])
-        return
-    with torch.device("meta"):
-        build(plain["generator"])
+    if plain["task"] == "style_matching":
+        with torch.device("meta"):
+            build(plain["generator"])
     build_parts(plain)
