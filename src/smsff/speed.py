@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -73,6 +74,12 @@ class Speed:
 
 PLAIN = Speed()
 """Nothing shared, and networks as they were loaded."""
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Within the context every operation keeps the dtypes it is given, on devices that have autocast at all."""
+    kind = device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
 def sent(x: Tensor, device: torch.device) -> Tensor:

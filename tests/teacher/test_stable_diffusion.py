@@ -4,6 +4,7 @@ import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from smsff.errors import UserError
 from smsff.teacher.condition import Condition
+from smsff.teacher.fake_score import LoraFakeScore
 from smsff.teacher.stable_diffusion import StableDiffusionTeacher, load_stable_diffusion
 
 Pipelines = Callable[..., Path]
@@ -89,6 +91,25 @@ def test_half_precision_of_the_unet_alone(tiny_base: Path, tiny_lora: Path, dtyp
         eps = score(z_t, t, cond)
         assert eps.dtype == torch.float32
         torch.testing.assert_close(eps, wanted(z_t, t, cond), atol=0.15, rtol=0)
+
+
+@pytest.mark.parametrize(("dtype", "mixed"), [("bfloat16", False), ("float32", True)])
+def test_a_network_in_16_bits_runs_outside_of_autocast(
+    tiny_base: Path, tiny_lora: Path, dtype: Any, mixed: bool
+) -> None:
+    """On a GPU autocast would take the input of each normalisation to float32, and back for what follows."""
+    teacher = load_stable_diffusion(base=str(tiny_base), lora=str(tiny_lora), dtype=dtype)
+    fake = LoraFakeScore(teacher, rank=2, target_modules=["to_q", "conv1"])
+    seen: list[bool] = []
+    teacher.unet.conv_norm_out.register_forward_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
+    z_t, t, cond = sample(teacher)
+    with torch.autocast("cpu", torch.bfloat16):
+        results = [teacher.style(z_t, t, cond), fake(z_t, t, cond)]
+        seen.append(torch.is_autocast_enabled("cpu"))
+    assert seen == [mixed, mixed, True]
+    assert all(result.dtype == torch.float32 for result in results)
+    results[1].square().mean().backward()
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for _, p in fake.trainable_parameters())
 
 
 def test_second_unet_where_the_style_has_another_base(tiny_pipeline: Pipelines, tiny_lora: Path) -> None:

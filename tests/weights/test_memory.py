@@ -171,6 +171,8 @@ def test_mixed_precision_casts_as_autocast_does() -> None:
         with Numerics(torch.bfloat16):
             assert layer(inputs[name]).dtype == wanted == torch.bfloat16
     with Numerics(torch.bfloat16):
-        assert nn.GroupNorm(2, 8)(torch.randn(2, 8, 4, 4).bfloat16()).dtype == torch.float32
+        x = torch.randn(2, 8, 4, 4).bfloat16()
+        assert nn.GroupNorm(2, 8)(x).dtype == torch.float32
+        assert nn.GroupNorm(2, 8).bfloat16()(x).dtype == torch.bfloat16  # of a U-Net outside of autocast
     with Numerics():
         assert layers["linear"](inputs["linear"]).dtype == torch.float32

@@ -9,11 +9,12 @@ asks the picture for the difference, which is a picture; the encoder then needs 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Literal
 
 import torch
 from torch import Tensor
+
+from smsff.speed import without_autocast
 
 Pullback = Literal["encoder", "decoder"]
 
@@ -31,9 +32,6 @@ def decoded_step(decode: Callable[[Tensor], Tensor], z: Tensor, step: Tensor, si
     Returns:
         (B, 3, *size), to be subtracted from the picture.
     """
-    device = z.device.type
-    # In 16 bits the two pictures would differ by their rounding more than by a small step.
-    full = torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
-    with full:
+    with without_autocast(z.device):  # in 16 bits the two would differ by their rounding more than by a small step
         before, after = decode(torch.cat([z, z - step])).chunk(2)
     return (before - after)[..., : size[0], : size[1]]

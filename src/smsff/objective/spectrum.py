@@ -8,7 +8,6 @@ Late in training t is small and only the coarsest frequencies are held; early, a
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
 from functools import lru_cache
 from typing import Literal, get_args
 
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from smsff.errors import UserError
+from smsff.speed import without_autocast
 
 SpectrumNorm = Literal["l2", "l1"]
 Cutoff = Literal["exact", "last_axis"]
@@ -38,10 +38,7 @@ def _separable(x: Tensor, *, inverse: bool) -> Tensor:
     columns = dct_matrix(x.shape[-1], x.device, work.dtype)
     if inverse:
         rows, columns = rows.mT, columns.mT
-    # Autocast, where the device has it, would run these two products in 16 bits.
-    device = x.device.type
-    full = torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
-    with full:
+    with without_autocast(x.device):  # it would run these two products in 16 bits
         return (rows @ work @ columns.mT).to(x.dtype)
 
 

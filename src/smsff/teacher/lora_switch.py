@@ -1,4 +1,4 @@
-"""Adapters on one model: which of them its layers apply, and a layer for those that are no plain LoRA."""
+"""Adapters on one model: which of them its layers apply, lean layers, and one for what is no plain LoRA."""
 
 from __future__ import annotations
 
@@ -28,8 +28,7 @@ class AdapterSwitch:
         """Find the layers again after an adapter was added, and switch everything off."""
         self._layers = [module for module in self._model.modules() if isinstance(module, BaseTunerLayer)]
         for layer in self._layers:
-            if type(layer) is lora.Linear:
-                layer.__class__ = LeanLinear
+            layer.__class__ = LEAN.get(type(layer), type(layer))
         self._set(None)
 
     def _set(self, adapter: str | None) -> None:
@@ -57,46 +56,88 @@ class AdapterSwitch:
 class LeanLinear(lora.Linear):
     """peft's linear layer with LoRA, y = W x + b + s up down x, with fewer passes over the features.
 
-    With gradient, and in 16 bits, the product with `up` adds to W x + b as it is made. Without gradient in float32 the
-    weight W + s up down is made anew in each call where that is the smaller product; in 16 bits most of the change
-    would be rounded away. Whatever is no plain LoRA is left to peft.
+    The adapter computes in the dtype of the features, also where its own weights are wider. With gradient, and in 16
+    bits, the product with `up` adds to W x + b as it is made. Without gradient in float32 the weight W + s up down is
+    made anew in each call where that is the smaller product; in 16 bits most of the change would be rounded away.
+    Whatever is no plain LoRA is left to peft.
     """
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """(..., inputs) to (..., outputs)."""
-        mixed = torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type)
-        active = [] if self._disable_adapters else [name for name in self._active_adapter if name in self.lora_A]
-        if (
-            args
-            or kwargs
-            or self.merged_adapters
-            or len(active) > 1
-            or not all(self._plain(n, x, mixed) for n in active)
-        ):
+        active = _active(self)
+        if args or kwargs or not _plain(self, active):
             return cast(Tensor, super().forward(x, *args, **kwargs))
         base = self.base_layer
         if not active:
             return cast(Tensor, base(x))
-        down, up, scale = (self.lora_A[active[0]].weight, self.lora_B[active[0]].weight, self.scaling[active[0]])
+        down, up, scale = self.lora_A[active[0]].weight, self.lora_B[active[0]].weight, self.scaling[active[0]]
         inputs, outputs = down.shape[1], up.shape[0]
-        learns = torch.is_grad_enabled()
         smaller = inputs * outputs < x.numel() // inputs * (inputs + outputs)
-        if smaller and not learns and not mixed and x.dtype == torch.float32 and type(base) is nn.Linear:
+        if smaller and type(base) is nn.Linear and _in_full_without_gradient(x):
             return F.linear(x, torch.addmm(base.weight, up, down, alpha=scale), base.bias)
         y = base(x)
-        rows, features = y.reshape(-1, outputs), F.linear(x, down).flatten(0, -2)
-        if learns:
-            return torch.addmm(rows, features, up.t(), alpha=scale).view(y.shape)
-        return rows.addmm_(features.to(y.dtype), up.t().to(y.dtype), alpha=scale).view(y.shape)
+        rows, features = y.reshape(-1, outputs), F.linear(x, down.to(x.dtype)).flatten(0, -2)
+        if torch.is_grad_enabled():
+            return torch.addmm(rows, features, up.to(features.dtype).t(), alpha=scale).view(y.shape)
+        return rows.addmm_(features.to(y.dtype), up.to(y.dtype).t(), alpha=scale).view(y.shape)
 
-    def _plain(self, name: str, x: Tensor, mixed: bool) -> bool:
-        """Whether an adapter is nothing but a LoRA in the dtype of the features, or autocast sees to the dtypes."""
-        return (
-            name not in self.lora_variant
-            and isinstance(self.lora_dropout[name], nn.Identity)
-            and self.lora_B[name].bias is None
-            and (mixed or x.dtype == self.lora_A[name].weight.dtype)
-        )
+
+class LeanConv2d(lora.Conv2d):
+    """The same of a convolution: y = W * x + b + s up (down * x), where `up` is a product at each place."""
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """(B, inputs, H, W) to (B, outputs, H', W')."""
+        active = _active(self)
+        if args or kwargs or not _plain(self, active):
+            return cast(Tensor, super().forward(x, *args, **kwargs))
+        base = self.base_layer
+        if not active:
+            return cast(Tensor, base(x))
+        down, up, scale = self.lora_A[active[0]], self.lora_B[active[0]], self.scaling[active[0]]
+        columns, outputs = down.weight[0].numel(), len(up.weight)
+        places = x.numel() // x.shape[1] // (down.stride[0] * down.stride[1])
+        smaller = columns * outputs < places * (columns + outputs)
+        if smaller and _like_its_adapter(base, down) and _in_full_without_gradient(x):
+            change = (up.weight.flatten(1) @ down.weight.flatten(1)).view_as(base.weight)
+            return base._conv_forward(x, torch.add(base.weight, change, alpha=scale), base.bias)
+        features = down._conv_forward(x, down.weight.to(x.dtype), None)
+        change = up._conv_forward(features, up.weight.to(features.dtype), None)
+        return cast(Tensor, base(x).add_(change, alpha=scale))
+
+
+LEAN: dict[type[nn.Module], type[nn.Module]] = {lora.Linear: LeanLinear, lora.Conv2d: LeanConv2d}
+"""What layers of peft become."""
+
+
+def _active(layer: Any) -> list[str]:
+    """Adapters that a layer of peft has to apply."""
+    return [] if layer._disable_adapters else [name for name in layer._active_adapter if name in layer.lora_A]
+
+
+def _plain(layer: Any, active: list[str]) -> bool:
+    """Whether a layer of peft has to apply one adapter at most, which is nothing but a LoRA."""
+    if layer.merged_adapters or len(active) > 1:
+        return False
+    return all(
+        name not in layer.lora_variant
+        and isinstance(layer.lora_dropout[name], nn.Identity)
+        and layer.lora_B[name].bias is None
+        for name in active
+    )
+
+
+def _in_full_without_gradient(x: Tensor) -> bool:
+    """Whether a layer computes in float32 and keeps nothing."""
+    kind = x.device.type
+    mixed = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return x.dtype == torch.float32 and not mixed and not torch.is_grad_enabled()
+
+
+def _like_its_adapter(base: nn.Module, down: nn.Conv2d) -> bool:
+    """Whether a convolution takes the same patches as `down`: peft gives that neither groups nor dilation."""
+    if type(base) is not nn.Conv2d:
+        return False
+    return base.groups == 1 and base.dilation == down.dilation and base.padding_mode == down.padding_mode
 
 
 class DenseAdapter(nn.Module, BaseTunerLayer):

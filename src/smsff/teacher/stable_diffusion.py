@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, get_args
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from smsff.errors import UserError
-from smsff.speed import sent
+from smsff.speed import sent, without_autocast
 from smsff.teacher.components import build_schedule, find_config, load_text, load_unet, load_vae
 from smsff.teacher.condition import Condition
 from smsff.teacher.latent import AutoencoderLatent
@@ -126,6 +126,8 @@ class StableDiffusionTeacher(nn.Module):
     ) -> Tensor:
         """The network's own prediction, eps or v by ``schedule.prediction_type``; otherwise as `predict`.
 
+        A network in 16 bits runs outside of autocast: it would take every normalisation to float32 and back.
+
         Args:
             weights: used in this call instead of the parameters of these names.
         """
@@ -134,8 +136,11 @@ class StableDiffusionTeacher(nn.Module):
         if cond.pooled is not None:
             options["added_cond_kwargs"] = {"text_embeds": cond.pooled.to(dtype), "time_ids": self.time_ids(z_t)}
         inputs = (z_t.to(dtype), t)
-        replaced = None if weights is None else functional_call(unet, dict(weights), inputs, options, tie_weights=False)
-        output = (unet(*inputs, **options) if replaced is None else replaced)[0]
+        with without_autocast(z_t.device) if dtype.itemsize == 2 else nullcontext():
+            if weights is None:
+                output = unet(*inputs, **options)[0]
+            else:
+                output = functional_call(unet, dict(weights), inputs, options, tie_weights=False)[0]
         return output.to(torch.promote_types(dtype, torch.float32))
 
     def time_ids(self, z_t: Tensor) -> Tensor:

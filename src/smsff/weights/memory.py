@@ -292,8 +292,8 @@ class Numerics(TorchFunctionMode):
     """What a GPU does otherwise than the meta device: fused attention, and the casts of mixed precision.
 
     Args:
-        lower: dtype of matrix products and convolutions under mixed precision (normalisations stay in float32); None
-            leaves every dtype as it is.
+        lower: dtype of matrix products and convolutions under mixed precision (normalisations stay in float32, but for
+            those of a U-Net in 16 bits, which runs outside of it); None leaves every dtype as it is.
     """
 
     _LOWERED = (F.linear, F.conv2d, F.conv_transpose2d, torch.matmul, torch.bmm, F.scaled_dot_product_attention)
@@ -305,7 +305,11 @@ class Numerics(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if self._lower is not None and func in (*self._LOWERED, *self._RAISED):
+        if (
+            self._lower is not None
+            and func in (*self._LOWERED, *self._RAISED)
+            and not _in_16_bits(*args, *kwargs.values())
+        ):
             to = self._lower if func in self._LOWERED else torch.float32
             args = [_cast(value, to) for value in args]
             kwargs = {name: _cast(value, to) for name, value in kwargs.items()}
@@ -314,6 +318,11 @@ class Numerics(TorchFunctionMode):
             attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
             return attention(named["query"], named["key"], named["value"])[0]
         return func(*args, **kwargs)
+
+
+def _in_16_bits(*values: Any) -> bool:
+    """Whether all numbers of a call have 16 bits already."""
+    return all(v.itemsize <= 2 for v in values if isinstance(v, Tensor) and v.is_floating_point())
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:
