@@ -250,6 +250,18 @@ def test_layout_and_compilation_leave_numbers_and_names(
     assert fast.ema.module._compiled_call_impl is None
 
 
+def test_a_machine_that_cannot_compile_is_found_out_before_the_run(monkeypatch: Any) -> None:
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("No working C++ compiler found\nand much more")
+
+    monkeypatch.setattr("smsff.speed.BACKEND", broken)
+    torch._dynamo.reset()
+    with pytest.raises(
+        UserError, match=r"speed\.compile=\[generator\]: .*No working C\+\+ compiler found.*compile=\[\]"
+    ):
+        tiny_module(speed=Speed(compile=["generator"]))
+
+
 def test_an_unknown_part_is_refused() -> None:
     with pytest.raises(UserError, match=r"speed\.compile: 'vae' is not one of generator, scores"):
         Speed(compile=["vae"])

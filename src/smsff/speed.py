@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from smsff.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 Part = Literal["generator", "scores"]
 
@@ -59,17 +62,39 @@ class Speed:
         Args:
             generator: The network that is trained.
             teacher: Its ``unet`` and ``style_unet``, where it has them, are the scores.
+
+        Raises:
+            UserError: something is to be compiled and torch.compile does not work here, as where no compiler is found.
         """
         if torch.cuda.is_available():
             torch.set_float32_matmul_precision("high" if self.tf32 else "highest")
         scores = [getattr(teacher, name, None) for name in ("unet", "style_unet")]
         parts: dict[Part, list[object]] = {"generator": [generator], "scores": scores}
         if self.compile:
+            check_compiler(self.compile)
             torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, GRAPHS)
+            logger.info("%s will be compiled in the first steps, which takes minutes", " and ".join(self.compile))
         for part in self.compile:
             for network in parts[part]:
                 if isinstance(network, nn.Module):
                     network.compile(backend=BACKEND)
+
+
+def check_compiler(parts: Sequence[str]) -> None:
+    """Compile next to nothing: what fails does so within seconds, before weights are sent and pictures read.
+
+    Raises:
+        UserError: it fails.
+    """
+    x = torch.ones(1, device="cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.compile(torch.neg, backend=BACKEND)(x)
+    except Exception as error:
+        reason = " ".join(str(error).splitlines()[:2]).strip() or type(error).__name__
+        raise UserError(
+            f"speed.compile=[{','.join(parts)}]: torch.compile does not work on this machine ({reason}); install what "
+            "it asks for (a C++ compiler, on a GPU Triton too), or use speed.compile=[]"
+        ) from error
 
 
 PLAIN = Speed()
