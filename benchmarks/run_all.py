@@ -13,6 +13,7 @@ HERE = Path(__file__).resolve().parent
 NAMES = (
     "startup",
     "memory",
+    "launches",
     "data_loading",
     "train_step",
     "generators",

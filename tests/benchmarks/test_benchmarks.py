@@ -84,7 +84,9 @@ def test_weights_in_memory_beside_the_reference() -> None:
     assert one.frozen / 1e9 < memory.reference(other_base=False) / 3
 
 
-QUICK = ["startup", "data_loading", "train_step", "generators", "exports", "scaling", "mixed_adapters", "fidelity"]
+QUICK = [
+    "startup", "data_loading", "train_step", "generators", "exports", "scaling", "mixed_adapters", "fidelity", "compiled"
+]  # fmt: skip
 
 
 @pytest.mark.slow
@@ -95,6 +97,25 @@ def test_each_runs_and_writes_its_figures(name: str, tmp_path: Path) -> None:
     assert json.loads(out.read_text()) == report
     assert report["threads"] == 1
     assert report["quick"] is True
+
+
+@pytest.mark.slow
+def test_what_is_compiled_computes_the_same_in_one_graph_for_each_state_of_the_adapters() -> None:
+    found = importlib.import_module("compiled").main(["--quick"])["results"]
+    graphs = {"scores, default (3 + 1)": 3, "scores, speed=fast (2 + 1)": 2, "generator, default": 1}
+    for name, row in found.items():
+        assert not row["graph_breaks"]
+        assert row["graphs"] == graphs.get(name, 1)
+        assert row["first_losses"]["compiled"] == pytest.approx(row["first_losses"]["eager"], rel=1e-2)
+
+
+@pytest.mark.slow
+def test_a_network_in_16_bits_launches_hardly_more_kernels_on_a_gpu_than_in_32() -> None:
+    rows = importlib.import_module("launches").main(["--quick"])["rows"]
+    for score in ("base", "style", "fake"):
+        full, mixed, ours = (row for name, row in rows.items() if name.startswith(score))
+        assert ours["kernels"] < 1.2 * full["kernels"] < mixed["kernels"]
+        assert ours["casts"] < 150 < mixed["casts"]
 
 
 @pytest.mark.slow
