@@ -60,9 +60,18 @@ class ResidualBlock(nn.Module):
         return torch.add(x, self.second(F.relu(self.first(unit(x)), inplace=True)), alpha=self.scale)
 
 
+def bordered(x: Tensor) -> Tensor:
+    """Each side of (B, C, H, W) longer by the repeated border."""
+    if torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting():
+        # Inductor takes the gradient of a padding for contiguous where it is channels_last, and stops there.
+        x = torch.cat((x[..., :1, :], x, x[..., -1:, :]), dim=-2)
+        return torch.cat((x[..., :1], x, x[..., -1:]), dim=-1)
+    return F.pad(x, (1, 1, 1, 1), mode="replicate")
+
+
 def smooth(x: Tensor) -> Tensor:
     """Each channel convolved with (1, 2, 1) / 4 both ways, border repeated; a period of two vanishes."""
-    x = F.pad(x, (1, 1, 1, 1), mode="replicate")
+    x = bordered(x)
     for _ in range(2):  # sums of views: five times faster than pooling
         x = x[..., 1:, :] + x[..., :-1, :]
         x = x[..., 1:] + x[..., :-1]
