@@ -6,6 +6,8 @@ pictures to very large ones in tiles.
 
 from __future__ import annotations
 
+import resource
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -20,6 +22,7 @@ from transformer_net import TransformerNet
 
 from smsff.generator.resnet import ResNetGenerator
 from smsff.generator.unet import UNetGenerator
+from smsff.stylize.heap import glibc
 from smsff.stylize.onnx_model import convert
 from smsff.stylize.stages import in_stages
 from smsff.stylize.stylizer import Stylizer
@@ -132,6 +135,13 @@ def counted(size: int) -> dict[str, Any]:
     return {"size": size, **found}
 
 
+def resident(size: int, args: Any) -> dict[str, Any]:
+    """Most memory that this process has had, once it has stylized one picture of size x size."""
+    Stylizer(UNetGenerator(), tile=args.tiles[0])(torch.randint(256, (1, 3, size, size), dtype=torch.uint8))
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return {"size": size, "memory_stays": glibc() is not None, "gigabytes": most / 1e9}
+
+
 def many(stylizer: Stylizer, picture: Tensor) -> None:
     """Four small pictures one by one: long enough to be timed."""
     for _ in range(4):
@@ -145,7 +155,10 @@ def main(words: Sequence[str] | None = None) -> dict[str, Any]:
     made.add_argument("--tiles", type=int, nargs="+", default=[4096], help="tiles of pictures above 1024; 0: none")
     made.add_argument("--training-size", type=int, default=64)
     made.add_argument("--training-batch", type=int, default=8)
+    made.add_argument("--resident", type=int, help="measure this alone: memory of the process after one such picture")
     args = arguments(made, words)
+    if args.resident:
+        return write(args, {"resident": resident(args.resident, args)})
     if args.quick:
         args.sizes, args.large, args.training_size, args.training_batch = [32], [256], 32, 1
     made_once = {name: make() for name, make in NETWORKS.items()}

@@ -30,11 +30,12 @@ from smsff.teacher.families import family_config
 from smsff.teacher.stable_diffusion import STYLE, StableDiffusionTeacher
 from smsff.weights.memory import skeleton_condition, skeleton_teacher
 
-FORMS: dict[str, dict[str, Any]] = {
-    "float32": {"dtype": torch.float32},
-    "bfloat16 under autocast": {"dtype": torch.bfloat16, "mixed": True, "around": False},
-    "bfloat16 outside of autocast, as shipped": {"dtype": torch.bfloat16, "mixed": True},
+FORMS: dict[str, tuple[torch.dtype, dict[str, bool]]] = {
+    "float32": (torch.float32, {"mixed": False}),
+    "bfloat16 under autocast": (torch.bfloat16, {"mixed": True, "around": False}),
+    "bfloat16 outside of autocast, as shipped": (torch.bfloat16, {"mixed": True}),
 }
+SD15 = family_config("sd1")
 RANK = 32
 SHAPES = (
     "view", "_unsafe_view", "reshape", "expand", "slice", "select", "transpose", "permute", "t.", "unsqueeze",
@@ -92,30 +93,32 @@ def move(network: nn.Module) -> None:
             module._buffers[name] = on_gpu(buffer)
 
 
-def count(dtype: torch.dtype, score: str, *, mixed: bool = False, around: bool = True) -> Counter[str]:
-    """Kernels of one call of a score.
-
-    Args:
-        score: base, style or fake.
-        around: whether a network in 16 bits runs outside of autocast, as it does.
-    """
-    config = family_config("sd1")
-    teacher: StableDiffusionTeacher = skeleton_teacher(config, dtype=dtype, gradient_checkpointing=False)
+def build(dtype: torch.dtype, mode: FakeTensorMode) -> dict[str, Callable[..., Tensor]]:
+    """Base, style and fake score, with the frozen U-Net in a dtype."""
+    teacher: StableDiffusionTeacher = skeleton_teacher(SD15, dtype=dtype, gradient_checkpointing=False)
     teacher.unet.add_adapter(LoraConfig(r=RANK, target_modules=LORA_TARGETS), STYLE)
     for name, parameter in teacher.unet.named_parameters():
         if ".lora_" in name:
             parameter.data = parameter.data.to(dtype)
     fake = LoraFakeScore(teacher)
     teacher.has_style = True
-    scores: dict[str, Callable[..., Tensor]] = {"base": teacher.base, "style": teacher.style, "fake": fake}
-    inside = nullcontext() if around else patch("smsff.teacher.stable_diffusion.without_autocast", nullcontext)
-    with FakeTensorMode(), inside:
+    with mode:
         move(teacher)
-        cond = Condition(on_gpu(skeleton_condition(config, 1).tokens))
-        z_t = torch.empty(1, 4, 64, 64, device="cuda")
-        t = torch.empty(1, dtype=torch.long, device="cuda")
-        with autocast() if mixed else nullcontext(), FusedAttention(), Launches() as launches:
-            scores[score](z_t, t, cond)
+    return {"base": teacher.base, "style": teacher.style, "fake": fake}
+
+
+def count(score: Callable[..., Tensor], *, mixed: bool, around: bool = True) -> Counter[str]:
+    """Kernels of one call of a score.
+
+    Args:
+        mixed: whether it is called under autocast.
+        around: whether a network in 16 bits runs outside of it all the same, as it does.
+    """
+    cond = Condition(on_gpu(skeleton_condition(SD15, 1).tokens))
+    z_t, t = torch.empty(1, 4, 64, 64, device="cuda"), torch.empty(1, dtype=torch.long, device="cuda")
+    inside = nullcontext() if around else patch("smsff.teacher.stable_diffusion.without_autocast", nullcontext)
+    with inside, autocast() if mixed else nullcontext(), FusedAttention(), Launches() as launches:
+        score(z_t, t, cond)
     return launches.found
 
 
@@ -123,11 +126,14 @@ def main(words: Sequence[str] | None = None) -> dict[str, Any]:
     args = arguments(parser(__doc__ or ""), words)
     logging.getLogger("diffusers").setLevel(logging.ERROR)  # it comments on casts of networks that hold nothing
     rows = {}
-    for score in ("base", "style", "fake"):
-        for name, options in FORMS.items():
-            found = count(score=score, **options)
-            rows[f"{score}, {name}"] = {"kernels": found.total(), "casts": found["_to_copy"]}
-            print(f"{score}, {name}: {found.total()} kernels, {found['_to_copy']} of them casts", flush=True)
+    mode = FakeTensorMode()
+    scores = {dtype: build(dtype, mode) for dtype in (torch.float32, torch.bfloat16)}
+    with mode:
+        for score in scores[torch.float32]:
+            for name, (dtype, options) in FORMS.items():
+                found = count(scores[dtype][score], **options)
+                rows[f"{score}, {name}"] = {"kernels": found.total(), "casts": found["_to_copy"]}
+                print(f"{score}, {name}: {found.total()} kernels, {found['_to_copy']} of them casts", flush=True)
     return write(args, {"rows": rows})
 
 

@@ -76,6 +76,19 @@ def test_stages_add_little_arithmetic_and_save_memory() -> None:
     assert staged["gigabytes"] < 0.5 * whole["gigabytes"]
 
 
+def test_memory_of_the_process_after_one_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    generators = importlib.import_module("generators")
+    for set_by_hand in (False, True):
+        if set_by_hand:
+            monkeypatch.setenv("MALLOC_ARENA_MAX", "4")
+            generators.glibc.cache_clear()
+        found = generators.main(["--resident", "40"])["resident"]
+        assert found["size"] == 40
+        assert 0.2 < found["gigabytes"] < 16
+        assert not (set_by_hand and found["memory_stays"])
+    generators.glibc.cache_clear()
+
+
 def test_weights_in_memory_beside_the_reference() -> None:
     memory = importlib.import_module("memory")
     assert memory.reference(other_base=True) == pytest.approx(11.14, abs=0.01)
