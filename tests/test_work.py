@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -248,6 +249,28 @@ def test_layout_and_compilation_leave_numbers_and_names(
     assert fast.generator._compiled_call_impl is not None
     assert (fast.teacher.unet._compiled_call_impl is not None) is ("scores" in parts)
     assert fast.ema.module._compiled_call_impl is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("share", [False, True])
+def test_compiled_scores_recompute_what_checkpoints_left_out_with_the_adapter_of_their_forward(
+    pipeline: dict[str, str], share: bool, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("smsff.speed.BACKEND", "aot_eager")
+    torch._dynamo.reset()
+    gradients = []
+    with torch._dynamo.config.patch(recompile_limit=torch._dynamo.config.recompile_limit):
+        for parts in ([], ["scores"]):
+            torch.manual_seed(0)
+            speed = Speed(share_draw=share, compile=parts)
+            fake = partial(LoraFakeScore, gradient_checkpointing=True)
+            module = small(pipeline, speed=speed, fake_score=fake)
+            for iteration in range(2):
+                module.training_step(tiny_batch(iteration, size=BATCH), 0).backward()
+            gradients.append([p.grad for _, p in module.fake.trainable_parameters()])
+    assert module.teacher.unet.is_gradient_checkpointing
+    for ours, compiled in zip(*gradients, strict=True):
+        torch.testing.assert_close(compiled, ours, rtol=1e-3, atol=1e-7)
 
 
 def test_a_machine_that_cannot_compile_is_found_out_before_the_run(monkeypatch: Any) -> None:

@@ -52,10 +52,12 @@ def add_lora(
 def checkpointing(switch: AdapterSwitch) -> Callable[..., Any]:
     """For ``enable_gradient_checkpointing``: recompute a block in the backward pass with the adapter of its forward.
 
-    By the backward pass another adapter may be active, or none.
+    By the backward pass another adapter may be active, or none; a compiled graph has its adapter in it.
     """
 
     def run(block: nn.Module, *inputs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return checkpoint(block, *inputs, use_reentrant=False)
         adapter = switch.active
 
         def contexts() -> tuple[Any, Any]:
