@@ -32,7 +32,9 @@ def disk_at(folder: Path, *, megabytes: int) -> Iterator[Path]:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    with disk_at(tmp_path / "run" / "checkpoints", megabytes=4) as folder:
+    with disk_at(
+        tmp_path / "run" / "checkpoints", megabytes=16
+    ) as folder:  # a checkpoint has 2 MB, most of it what is learned again
         yield folder
 
 
