@@ -168,6 +168,18 @@ def test_a_loss_that_is_not_finite_spoils_every_gradient_and_a_finite_one_none()
     assert torch.equal(weight.grad, torch.tensor([4.0, 6.0]))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_one_number_that_is_not_finite_is_found_wherever_it_lies(bad: float, dtype: torch.dtype) -> None:
+    for count in (1, 7, 64, 3 * 97 * 101):  # vectors of the processor, whole and not
+        for place in (0, count // 2, count - 1):
+            x = torch.randn(2, count).to(dtype)
+            x[1, place] = bad
+            assert nonfinite(x).tolist() == [False, True]
+            assert nonfinite(x.view(2, count, 1).expand(2, count, 3)).tolist() == [False, True]
+    assert nonfinite(torch.tensor([0.0, bad], dtype=dtype)).tolist() == [False, True]
+
+
 def test_samples_that_are_not_finite_are_found_and_the_first_stage_is_the_origin() -> None:
     x = torch.zeros(3, 2, 4)
     x[2, 1, 3] = float("inf")
