@@ -53,7 +53,18 @@ class AdapterSwitch:
             self._set(before)
 
 
-class LeanLinear(lora.Linear):
+class Lean:
+    """For layers of peft: `adapted` where one plain LoRA is active, the base layer where none is, else peft's way."""
+
+    def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Features to features, as the base layer has them."""
+        active = [] if self._disable_adapters else [name for name in self._active_adapter if name in self.lora_A]
+        if args or kwargs or not _plain(self, active):
+            return cast(Tensor, super().forward(x, *args, **kwargs))  # type: ignore[misc]
+        return cast(Tensor, self.adapted(x, active[0]) if active else self.base_layer(x))
+
+
+class LeanLinear(Lean, lora.Linear):
     """peft's linear layer with LoRA, y = W x + b + s up down x, with fewer passes over the features.
 
     The adapter computes in the dtype of the features, also where its own weights are wider. With gradient, and in 16
@@ -62,15 +73,9 @@ class LeanLinear(lora.Linear):
     Whatever is no plain LoRA is left to peft.
     """
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """(..., inputs) to (..., outputs)."""
-        active = _active(self)
-        if args or kwargs or not _plain(self, active):
-            return cast(Tensor, super().forward(x, *args, **kwargs))
-        base = self.base_layer
-        if not active:
-            return cast(Tensor, base(x))
-        down, up, scale = self.lora_A[active[0]].weight, self.lora_B[active[0]].weight, self.scaling[active[0]]
+    def adapted(self, x: Tensor, name: str) -> Tensor:
+        """(..., inputs) to (..., outputs), with the adapter of that name."""
+        base, down, up, scale = self.base_layer, self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name]
         inputs, outputs = down.shape[1], up.shape[0]
         smaller = inputs * outputs < x.numel() // inputs * (inputs + outputs)
         if smaller and type(base) is nn.Linear and _in_full_without_gradient(x):
@@ -82,18 +87,12 @@ class LeanLinear(lora.Linear):
         return rows.addmm_(features.to(y.dtype), up.to(y.dtype).t(), alpha=scale).view(y.shape)
 
 
-class LeanConv2d(lora.Conv2d):
+class LeanConv2d(Lean, lora.Conv2d):
     """The same of a convolution: y = W * x + b + s up (down * x), where `up` is a product at each place."""
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """(B, inputs, H, W) to (B, outputs, H', W')."""
-        active = _active(self)
-        if args or kwargs or not _plain(self, active):
-            return cast(Tensor, super().forward(x, *args, **kwargs))
-        base = self.base_layer
-        if not active:
-            return cast(Tensor, base(x))
-        down, up, scale = self.lora_A[active[0]], self.lora_B[active[0]], self.scaling[active[0]]
+    def adapted(self, x: Tensor, name: str) -> Tensor:
+        """(B, inputs, H, W) to (B, outputs, H', W'), with the adapter of that name."""
+        base, down, up, scale = self.base_layer, self.lora_A[name], self.lora_B[name], self.scaling[name]
         columns, outputs = down.weight[0].numel(), len(up.weight)
         places = x.numel() // x.shape[1] // (down.stride[0] * down.stride[1])
         smaller = columns * outputs < places * (columns + outputs)
@@ -107,11 +106,6 @@ class LeanConv2d(lora.Conv2d):
 
 LEAN: dict[type[nn.Module], type[nn.Module]] = {lora.Linear: LeanLinear, lora.Conv2d: LeanConv2d}
 """What layers of peft become."""
-
-
-def _active(layer: Any) -> list[str]:
-    """Adapters that a layer of peft has to apply."""
-    return [] if layer._disable_adapters else [name for name in layer._active_adapter if name in layer.lora_A]
 
 
 def _plain(layer: Any, active: list[str]) -> bool:
