@@ -11,7 +11,7 @@ import dataclasses
 import inspect
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -27,8 +27,19 @@ from smsff.trust import asset, find_target, limit_resolvers, nearest, targets_of
 
 RESERVED = ("_target_", "_partial_")
 
+
+def on_bfloat16(fast: str, otherwise: str, *, _root_: DictConfig) -> str:
+    """``${on_bfloat16:A,B}``: A where the run has a GPU that multiplies bfloat16, else B."""
+    import torch  # here: not every command that reads a configuration waits for it
+
+    gpu = _root_.trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    return fast if gpu and torch.cuda.is_bf16_supported(including_emulation=False) else otherwise
+
+
 OmegaConf.register_new_resolver("asset", asset, replace=True)
 OmegaConf.register_new_resolver("run_name", run_name, use_cache=True, replace=True)
+OmegaConf.register_new_resolver("on_bfloat16", on_bfloat16, replace=True)
+OmegaConf.register_new_resolver("warmup_steps", lambda steps: min(500, int(steps) // 20), replace=True)
 
 
 @dataclass(kw_only=True)
@@ -42,7 +53,6 @@ class Style:
         lora: The LoRA file.
         strength: Factor on the LoRA.
         base: Model the LoRA is applied to (folder or hub id); None is the teacher's own base.
-        resolution: Side in pixels of a training crop; the base's own by default.
         page: About the LoRA, for people, if it does not come with the package.
     """
 
@@ -52,7 +62,6 @@ class Style:
     lora: str
     strength: float = 1.0
     base: str | None = None
-    resolution: int
     page: str | None = None
 
 
@@ -76,41 +85,6 @@ class Weight:
     sha256: str | None = None
     licence: str | None = None
     page: str | None = None
-
-
-@dataclass(kw_only=True)
-class Tuned:
-    """Numbers that hang on the teacher, not on the method; the groups below take them as their defaults.
-
-    Attributes:
-        resolution: Side in pixels of the pictures that the base was made for.
-        t_floor: Where narrowing stops.
-        t_min, t_max: Smallest and largest t of the style score; in SD's schedule for other latents the same t hides
-            more or less.
-        scale: Side of a training crop's window as a fraction of the shorter side of the image, (low, high).
-        fake_rank, fake_alpha, fake_layers: Size and places of the fake score's LoRA.
-        pullback: How steps in latent space reach the picture, encoder or decoder.
-        replay_every: Optimizer steps for one evaluation of the scores.
-        t_scale: t at which the spectrum term would keep all frequencies.
-        replay_hold: Optimizer steps during which they are asked about the same generator.
-        replay_size: Targets that are kept.
-        fake_every: Optimizer steps for one of the fake score.
-    """
-
-    resolution: int
-    t_min: int
-    t_max: int
-    t_floor: int
-    scale: Sequence[float]
-    fake_rank: int
-    fake_alpha: float
-    fake_layers: Sequence[str]
-    pullback: str
-    replay_every: int
-    t_scale: int
-    replay_hold: int
-    replay_size: int
-    fake_every: int
 
 
 @dataclass(kw_only=True)
@@ -149,7 +123,7 @@ class TrainConfig(AnyTraining):
 
     task: Literal["style_matching"]
     style: Style
-    tuned: Tuned
+    resolution: int
     generator: dict
     objective: dict
     regularizer: dict
@@ -351,7 +325,6 @@ def check_config(plain: Mapping[str, Any]) -> None:
     else:
         check_arguments(TrainConfig, plain, "")
         check_arguments(Style, plain["style"], "style")
-        check_arguments(Tuned, plain["tuned"], "tuned")
         check_arguments(OptimizerGroups, plain["optimizer"], "optimizer")
     for key, weight in plain["weights"].items():
         if not isinstance(weight, Mapping):

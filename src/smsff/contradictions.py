@@ -101,11 +101,9 @@ def _sizes(plain: Plain) -> None:
         cell = 2 ** len(generator.get("widths", range(4)))
         if crop < cell:
             raise UserError(f"data.crop_size={crop} is less than {cell}, one cell of the generator's coarsest level")
-    for key in ("tuned.scale", "data.scale"):
-        group, _, name = key.partition(".")
-        scale = (plain.get(group) or {}).get(name)
-        if scale is not None and (len(scale) != 2 or scale[0] > scale[1]):
-            raise UserError(f"{key}={list(scale)}: must be two numbers, the lower one first")
+    scale = data.get("scale")
+    if scale is not None and (len(scale) != 2 or scale[0] > scale[1]):
+        raise UserError(f"data.scale={list(scale)}: must be two numbers, the lower one first")
     side, multiple = data.get("short_side"), data.get("multiple", 1)
     if side is not None and side < multiple:
         raise UserError(f"data.short_side={side} must be at least data.multiple={multiple}")

@@ -32,7 +32,7 @@ class Speed:
     Attributes:
         share_draw: The fake score learns from the draw of t and noise, and from the very prediction, that the style
             gradient is made of (ours). One forward pass less; ``fake_timesteps`` then count in the warm-up alone.
-        channels_last: Memory layout (B, H, W, C) of all networks.
+        channels_last: Memory layout (B, H, W, C) of all networks; None: where the teacher computes in 16 bits.
         compile: Parts that torch.compile turns into code of their own during the first steps, which takes minutes.
         tf32: Matrix products of float32 in TF32 on GPUs that have it: 10 bits of mantissa, many times faster.
 
@@ -41,7 +41,7 @@ class Speed:
     """
 
     share_draw: bool = False
-    channels_last: bool = False
+    channels_last: bool | None = None
     compile: Sequence[Part] = ()
     tf32: bool = True
 
@@ -50,11 +50,14 @@ class Speed:
             if part not in get_args(Part):
                 raise UserError(f"speed.compile: {part!r} is not one of {', '.join(get_args(Part))}")
 
-    def lay_out(self, *networks: object) -> None:
-        """Put the weights of networks into the wanted memory layout."""
-        for network in networks:
-            if self.channels_last and isinstance(network, nn.Module):
-                network.to(memory_format=torch.channels_last)
+    def lay_out(self, generator: nn.Module, teacher: object) -> None:
+        """Put the weights of the networks into the wanted memory layout."""
+        unet = getattr(teacher, "unet", None)
+        in_16_bits = isinstance(unet, nn.Module) and next(unet.parameters()).dtype.itemsize == 2
+        if in_16_bits if self.channels_last is None else self.channels_last:
+            for network in (generator, teacher):
+                if isinstance(network, nn.Module):
+                    network.to(memory_format=torch.channels_last)
 
     def prepare(self, generator: nn.Module, teacher: object) -> None:
         """Compile what is to be compiled, in place, so that names in state dicts stay; set the precision of products.

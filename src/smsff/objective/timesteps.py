@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-import torch
 from torch import Tensor
 
 from smsff.errors import UserError
@@ -46,13 +45,9 @@ def draw(u: Tensor, low: int, high: int, *, per: Per, grid: Grid) -> Tensor:
     return uniform_integers(u, low, high)
 
 
-def _check_bounds(t_min: int, t_max: int) -> None:
+def _check_options(t_min: int, t_max: int, per: str, grid: str) -> None:
     if not 0 <= t_min <= t_max:
         raise UserError(f"timesteps: 0 <= t_min <= t_max must hold, not t_min={t_min}, t_max={t_max}")
-
-
-def _check_options(t_min: int, t_max: int, per: str, grid: str) -> None:
-    _check_bounds(t_min, t_max)
     if per not in get_args(Per):
         raise UserError(f"timesteps.per={per!r} is not one of {', '.join(get_args(Per))}")
     if grid not in get_args(Grid):
@@ -151,20 +146,16 @@ class Dropping(Uniform):
         return self.t_min, self.t_max_late if iteration >= self.drop_at * total else self.t_max
 
 
-class Annealing:
-    """t itself falls linearly from t_max (first iteration) to t_min (last), the paper's "linear t" row."""
+@dataclass(frozen=True, kw_only=True)
+class Annealing(Uniform):
+    """t itself falls linearly from t_max (first iteration) to t_min (last), the paper's "linear t" row.
 
-    def __init__(self, *, t_min: int = 20, t_max: int = 980) -> None:
-        _check_bounds(t_min, t_max)
-        self.t_min = t_min
-        self.t_max = t_max
+    It is the same for every sample, whatever ``per`` says.
+    """
 
     def bounds(self, iteration: int, total: int) -> tuple[int, int]:
         """The one t of this iteration, twice."""
         progress = min(max(iteration, 0) / max(total - 1, 1), 1.0)
         t = round(self.t_max - progress * (self.t_max - self.t_min))
+        t = t // 2 * 2 + 1 if self.grid == "odd" else t
         return t, t
-
-    def __call__(self, u: Tensor, iteration: int, total: int) -> Tensor:
-        """Long (B,), all equal; of u only the shape and the device matter."""
-        return torch.full_like(u, self.bounds(iteration, total)[0], dtype=torch.long)
