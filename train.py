@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 SCRIPT = Path(__file__).resolve()
 
+log = logging.getLogger(__name__)
+
 refused: list[UserError] = []
 faults: list[RunError] = []
 """What the jobs of this command could not do, and what ended them; a sweep goes on with its other jobs."""
@@ -74,10 +76,14 @@ def run(plain: dict[str, Any], checkpoint: Path | None) -> None:
     """Build what the configuration names, and train it."""
     import lightning.pytorch as pl
 
+    from smsff.opening import opening
+
     trainer = build_trainer(plain)  # first: what it refuses should not wait for weights
     pl.seed_everything(plain["seed"], verbose=False)
     module, data = smsff.build.build_task(plain)
     smsff.launch.limit_waiting(trainer, seconds=plain["process_timeout"])
+    if smsff.launch.is_main_process():
+        log.info("the run\n%s", opening(plain, trainer, module, data))
     smsff.launch.use_child_command(SCRIPT, replace={"ckpt_path": str(checkpoint)} if checkpoint else None)
     fit(trainer, module, data, checkpoint)
 

@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from smsff.module import StyleMatching
     from smsff.style_lora.module import StyleLora
 
-OPTIONS = ("steps", "seed", "fake_draws", "fake_every", "ema_decay", "grid_jitter", "pullback")
+OPTIONS = ("steps", "seed", "fake_draws", "ema_decay", "grid_jitter", "pullback")
 """Keys of the configuration that the module takes as they are."""
 CHEAP = {
     "style_matching": (
         "objective", "regularizer", "relevance", "timesteps", "fake_timesteps", "warmup", "prompts", "fake_score",
-        "speed", "replay",
+        "speed",
     ),
     "style_lora": ("lora", "prompts", "timesteps", "loss", "held_out", "samples"),
 }  # fmt: skip
@@ -109,7 +109,6 @@ def build_module(plain: dict[str, Any], parts: dict[str, Any], data: ImageDataMo
         teacher=teacher,
         **parts,
         **{name: plain[name] for name in OPTIONS},
-        picture=data.picture,
         record={
             "generator": {"name": plain["generator"]["_target_"], "config": generator.config()},
             "style": plain["style"],

@@ -36,10 +36,15 @@ def on_bfloat16(fast: str, otherwise: str, *, _root_: DictConfig) -> str:
     return fast if gpu and torch.cuda.is_bf16_supported(including_emulation=False) else otherwise
 
 
+def warmup_steps(steps: int, share: float = 0.05, most: int = 500) -> int:
+    """``${warmup_steps:STEPS,SHARE,MOST}``: this share of a run's steps, at most so many."""
+    return min(most, int(steps * share))
+
+
 OmegaConf.register_new_resolver("asset", asset, replace=True)
 OmegaConf.register_new_resolver("run_name", run_name, use_cache=True, replace=True)
 OmegaConf.register_new_resolver("on_bfloat16", on_bfloat16, replace=True)
-OmegaConf.register_new_resolver("warmup_steps", lambda steps: min(500, int(steps) // 20), replace=True)
+OmegaConf.register_new_resolver("warmup_steps", warmup_steps, replace=True)
 
 
 @dataclass(kw_only=True)
@@ -133,8 +138,6 @@ class TrainConfig(AnyTraining):
     warmup: dict
     optimizer: OptimizerGroups
     fake_draws: int
-    fake_every: int
-    replay: dict
     ema_decay: float
     grid_jitter: int
     pullback: str

@@ -109,15 +109,6 @@ def _sizes(plain: Plain) -> None:
         raise UserError(f"data.short_side={side} must be at least data.multiple={multiple}")
 
 
-def _replay(plain: Plain) -> None:
-    every, pullback = (plain.get("replay") or {}).get("every", 1), plain.get("pullback")
-    if every > 1 and (pullback != "decoder" or _name(plain["generator"]) == "LatentGenerator"):
-        raise UserError(
-            f"replay.every={every} and pullback={pullback}, generator {_name(plain['generator'])}: what is learned "
-            "again are pictures; use pullback=decoder with a generator of pictures, or replay.every=1"
-        )
-
-
 def _shared_draw(plain: Plain) -> None:
     if (plain.get("speed") or {}).get("share_draw") and plain["fake_draws"] > 1:
         raise UserError(
@@ -148,7 +139,6 @@ CHECKS: tuple[Callable[[Plain], None], ...] = (
     _length,
     _timesteps,
     _sizes,
-    _replay,
     _shared_draw,
     _places,
 )

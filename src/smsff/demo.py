@@ -73,7 +73,7 @@ class Run:
             raise UserError(f"--run {folder}: there is no config.yaml in it; train.py writes one")
         config = OmegaConf.to_container(OmegaConf.load(file))
         assert isinstance(config, dict)
-        style = config["style"]["name"]
+        style = config["style"]["name"].removeprefix("demo_")
         if style not in STYLES:
             raise UserError(
                 f"--run {folder}: the truth of style {style} is not known, only of {', '.join(sorted(STYLES))}"

@@ -12,9 +12,8 @@ This is style matching; other objectives (docs/objectives.md) ask other scores f
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, cast, get_args
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import lightning.pytorch as pl
 import torch
@@ -30,8 +29,6 @@ from smsff.generator.image import ImageGenerator
 from smsff.numerics import StepGuard, spread
 from smsff.objective.gradient import Noised, Objective, Predict, Scores, latent_surrogate
 from smsff.objective.pullback import Pullback, decoded_step
-from smsff.objective.relevance_cache import CachedRelevance, View
-from smsff.objective.replay import Replay
 from smsff.objective.warmup import ReconstructionWarmup
 from smsff.optimizer import GroupOptions, build_optimizer, build_schedule, clip_groups, update_average
 from smsff.randomness import keyed_rand, keyed_randn
@@ -57,6 +54,9 @@ class FakeScore(Protocol):
 
 
 class Timesteps(Protocol):
+    @property
+    def per(self) -> Literal["sample", "batch"]: ...
+
     def __call__(self, u: Tensor, iteration: int, total: int) -> Tensor: ...
 
 
@@ -124,19 +124,20 @@ class Draws:
     positions: Sequence[int]
     like: Tensor
 
-    def drawn(self, stream: str, *, per: str = "sample") -> Tensor:
-        """(B,) in [0, 1), in the main memory; with per="batch" the same number for the whole global batch."""
-        positions = self.positions if per == "sample" else [0] * len(self.positions)
-        return keyed_rand(self.seed, stream, self.iteration, positions)
-
     def uniform(self, stream: str, *, per: str = "sample") -> Tensor:
-        """The same on the device."""
-        return sent(self.drawn(stream, per=per), self.like.device)
+        """(B,) in [0, 1); with per="batch" the same number for the whole global batch."""
+        positions = self.positions if per == "sample" else [0] * len(self.positions)
+        return sent(keyed_rand(self.seed, stream, self.iteration, positions), self.like.device)
 
     def normal(self, stream: str, shape: tuple[int, ...]) -> Tensor:
         """(B, *shape)."""
         draws = keyed_randn(self.seed, stream, self.iteration, self.positions, shape)
         return sent(draws, self.like.device).to(self.like.dtype)
+
+
+def in_several_processes() -> bool:
+    """Whether this process trains together with others."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def no_fake(z_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
@@ -164,14 +165,11 @@ class StyleMatching(pl.LightningModule):
         fake_draws: Independent (t, noise) draws of the fake's loss in each step.
         ema_decay: Largest decay of the average of the generator's weights (`update_average`); 0 follows the weights
             themselves.
-        fake_every: Every so many steps, counted from the end of the warm-up, the fake learns too.
-        replay: Whether the generator learns targets of earlier steps again, instead of asking the scores in each step.
         grid_jitter: Pictures are encoded at a random offset of less than so many pixels, the same for source and result
             (ours); 1 is none. It should cover the strides of encoder and U-Net.
         pullback: How a step in latent space reaches the picture: through the encoder's gradient (the paper) or through
             the decoder (`smsff.objective.pullback`).
         speed: What is shared, and in which form the networks run.
-        picture: Training picture (3, H, W) by its number and the length of its longer side, for maps that are cached.
         record: Plain containers stored in every checkpoint (generator, style, resolved configuration).
     """
 
@@ -193,13 +191,10 @@ class StyleMatching(pl.LightningModule):
         steps: int,
         seed: int = 0,
         fake_draws: int = 1,
-        fake_every: int = 1,
-        replay: Replay | None = None,
         ema_decay: float = 0.999,
         grid_jitter: int = 8,
         pullback: Pullback = "encoder",
         speed: Speed = PLAIN,
-        picture: Callable[[int, int], Tensor] | None = None,
         record: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -207,8 +202,6 @@ class StyleMatching(pl.LightningModule):
             raise UserError(f"steps={steps} must be more than warmup.steps={warmup.steps}")
         if fake_draws < 1:
             raise UserError(f"fake_draws={fake_draws} must be at least 1")
-        if fake_every < 1:
-            raise UserError(f"fake_every={fake_every} must be at least 1")
         if grid_jitter < 1:
             raise UserError(f"grid_jitter={grid_jitter} must be at least 1 (1 is none)")
         if pullback not in get_args(Pullback):
@@ -228,15 +221,9 @@ class StyleMatching(pl.LightningModule):
         self.generator_options, self.fake_options = generator_options, fake_options
         self.prompts = prompts
         self.steps, self.seed = steps, seed
-        self.fake_draws, self.fake_every = fake_draws, fake_every
-        self.replay = replay or Replay()
-        if self.replay.every > 1 and (pullback != "decoder" or self.in_latent_space):
-            raise UserError(
-                f"replay.every={self.replay.every}: what is learned again are pictures; use pullback=decoder with a "
-                "generator of pictures, or replay.every=1"
-            )
+        self.fake_draws = fake_draws
         self.grid_jitter, self.pullback = grid_jitter, pullback
-        self.speed, self.picture = speed, picture
+        self.speed = speed
         self.shared: tuple[Tensor, Tensor] | None = None  # the fake's prediction with its graph, and t
         # latents of the one picture of a generator of latents, and of what its relevance is shown for
         self.source: Tensor | None
@@ -248,7 +235,6 @@ class StyleMatching(pl.LightningModule):
         self.ema_decay = ema_decay
         self.ema = AveragedModel(generator, use_buffers=True)
         self.ema.requires_grad_(False)
-        self.held = deepcopy(generator).requires_grad_(False) if self.replay.holds else None
         speed.prepare(generator, teacher)  # last: the average shall not be compiled
         self.strict_loading = False  # the teacher is in no checkpoint; on_load_checkpoint does the checking
 
@@ -264,57 +250,34 @@ class StyleMatching(pl.LightningModule):
         x = batch["image"]
         draws = Draws(self.seed, int(batch["iteration"][0]), batch["position"].tolist(), like=x)
         self.guard.begin(batch)
-        self.renew_held()
-        conditions = self.encode_prompts(batch["caption"])
-
+        cond = self.encode_prompts(batch["caption"])
         offset = self.grid_offset(draws)
-        z: Tensor | None = None
-        if self.learns_again:
-            loss = self.replay_loss(draws)
-        else:
-            loss, z = self.fresh_loss(batch, draws, conditions, offset)
-        if (fake := self.learning_fake) is not None:
-            z = self.result_latents(x, offset) if z is None else z.detach()
-            loss = loss + self.fake_loss(fake, z, draws, conditions.source)
-        self.log_figures(len(x), loss=loss)
-        return spread(loss + self.idle_fake)
 
-    def fresh_loss(
-        self, batch: dict[str, Any], draws: Draws, cond: Conditions, offset: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """The generator's loss on a new batch, by reconstruction or by the scores, and the latents of its result."""
-        x = batch["image"]
         z_src = self.source_latents(x, offset)
         y = self.generator(z_src if self.in_latent_space else x)
         y_moved = y if self.in_latent_space else translate(y, offset)
-        asked = y_moved if self.held is None else translate(self.held(x), offset)
-        z = y if self.in_latent_space else self.encode_result(asked)
+        z = y if self.in_latent_space else self.encode_result(y_moved)
         self.guard.see(source_latent=z_src, generator=y, latent=z)
         if self.warmup.active(self.global_step):
-            return self.reconstruction_loss(y, z_src if self.in_latent_space else x), z
-        loss = self.matching_loss(z, z_src, draws, cond, self.view(batch, offset))
-        if not self.through_decoder:
-            return loss, z
-        target = asked.detach() - self.replay.relaxation * self.decoded_step(loss, z, asked)
-        if self.replay.every > 1:
-            self.replay.put(*self.in_global_order(batch["position"], x, target, offset))
-        return latent_surrogate(y_moved, y_moved.detach() - target).mean(), z
+            loss = self.reconstruction_loss(y, z_src if self.in_latent_space else x)
+        else:
+            loss = self.matching_loss(z, z_src, draws, cond)
+            if self.through_decoder:
+                step = self.decoded_step(loss, z, y_moved)
+                loss = latent_surrogate(y_moved, step).mean()
+        if self.fake is not None:
+            loss = loss + self.fake_loss(self.fake, z.detach(), draws, cond.source)
+        self.log_figures(len(x), loss=loss)
+        return spread(loss)
 
-    def matching_loss(
-        self, z: Tensor, z_src: Tensor, draws: Draws, cond: Conditions, view: View | None = None
-    ) -> Tensor:
-        """The objective plus the spectrum term, mean over the batch; z and z_src (B, C, h, w).
-
-        Args:
-            view: What the samples show, where their relevance is taken from maps that are cached.
-        """
-        u = draws.drawn("t", per=getattr(self.timesteps, "per", "sample"))
-        times = self.timesteps(u, self.global_step - self.warmup.steps, self.steps - self.warmup.steps)
-        t = sent(times, z.device)
+    def matching_loss(self, z: Tensor, z_src: Tensor, draws: Draws, cond: Conditions) -> Tensor:
+        """The objective plus the spectrum term, mean over the batch; z and z_src (B, C, h, w)."""
+        u = draws.uniform("t", per=self.timesteps.per)
+        t = self.timesteps(u, self.global_step - self.warmup.end, self.steps - self.warmup.end)
         noise = draws.normal("noise", tuple(z.shape[1:]))  # the same for both latents
         with torch.no_grad():
             at = Noised(z.detach(), z_src, noise, t, self.teacher.schedule)
-            m = self.relevance_map(at, cond) if view is None else self.cached_relevance(view, times, z, cond)
+            m = self.relevance_map(at, cond)
             self.guard.see(relevance=m)
             g = m * self.objective.gradient(self.scores(cond), at)
         self.guard.see(gradient=g)
@@ -332,51 +295,6 @@ class StyleMatching(pl.LightningModule):
         step = gradient * z.numel()  # of the mean over all elements, as g is
         return decoded_step(self.teacher.latent.decode, z.detach(), step, (y.shape[-2], y.shape[-1]))
 
-    def renew_held(self) -> None:
-        """At the beginning of each generation, what has been learned becomes what the scores are asked about."""
-        step = self.global_step - self.warmup.steps
-        if self.held is not None and step >= 0 and step % self.replay.hold == 0:
-            self.held.load_state_dict(self.ema.module.state_dict())
-
-    def replay_loss(self, draws: Draws) -> Tensor:
-        """Generator against targets of earlier steps (`Replay`), mean over as many draws of the batch as it says."""
-        u = torch.cat([draws.drawn(f"replay/{i}") for i in range(self.replay.draws)])
-        x, target, weight, offset = self.replay.draw(u)
-        x, target = x.to(draws.like.dtype), target.to(draws.like.dtype)
-        y = translate(self.generator(x), offset)
-        self.guard.see(replay=y.unflatten(0, (self.replay.draws, -1)).transpose(0, 1).flatten(1))
-        self.figures["replay"] = (weight * 0.5 * (y - target).square().flatten(1).mean(1)).mean()
-        return self.figures["replay"]
-
-    @property
-    def learns_again(self) -> bool:
-        """Whether this is a step between two questions to the scores."""
-        step = self.global_step
-        return not self.warmup.active(step) and not self.replay.asks(step - self.warmup.steps)
-
-    @property
-    def learning_fake(self) -> FakeScore | None:
-        """The fake score, if it learns in this step."""
-        return self.fake if (self.global_step - self.warmup.steps) % self.fake_every == 0 else None
-
-    @property
-    def idle_fake(self) -> Tensor | float:
-        """0, with a gradient of 0 for a fake that does not learn in this step: DDP waits for every gradient."""
-        if self.fake is None or self.learning_fake is not None:
-            return 0.0
-        return 0.0 * sum(parameter.sum() for _, parameter in self.fake.trainable_parameters())
-
-    def in_global_order(self, position: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
-        """Tensors (B, ...) of all processes, ordered by position in the global batch."""
-        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-            return values
-
-        def gather(value: Tensor) -> Tensor:
-            return cast(Tensor, self.all_gather(value.to(self.device))).flatten(0, 1)
-
-        order = gather(position).argsort()
-        return tuple(gather(value)[order].to(value.device) for value in values)
-
     def scores(self, cond: Conditions) -> Scores:
         """The models under the prompts of a batch."""
         teacher = self.teacher
@@ -384,13 +302,7 @@ class StyleMatching(pl.LightningModule):
             style=self.predict("style_score", teacher.style, cond.style, cond.style_null),
             style_source=self.predict("style_source_score", teacher.style, cond.style_source, cond.style_null),
             base=self.predict("base_score", teacher.base, cond.source, cond.null),
-            fake=self.predict(
-                "fake_score",
-                self.fake or no_fake,
-                cond.source,
-                cond.null,
-                share=self.speed.share_draw and self.learning_fake is not None,
-            ),
+            fake=self.predict("fake_score", self.fake or no_fake, cond.source, cond.null, share=self.speed.share_draw),
         )
 
     def predict(self, name: str, score: Score, cond: Condition, uncond: Condition, *, share: bool = False) -> Predict:
@@ -418,8 +330,7 @@ class StyleMatching(pl.LightningModule):
             (eps, t), self.shared = self.shared, None
             losses = fake.loss_of(eps, draws.normal("noise", tuple(z.shape[1:])), t)
         else:
-            per = getattr(self.fake_timesteps, "per", "sample")
-            u = torch.cat([draws.uniform(f"fake_t/{i}", per=per) for i in range(k)])
+            u = torch.cat([draws.uniform(f"fake_t/{i}", per=self.fake_timesteps.per) for i in range(k)])
             noise = torch.cat([draws.normal(f"fake_noise/{i}", tuple(z.shape[1:])) for i in range(k)])
             t = self.fake_timesteps(u, self.global_step, self.steps)
             losses = fake.loss(z.repeat(k, 1, 1, 1), noise, t, source.repeat(k))
@@ -430,8 +341,11 @@ class StyleMatching(pl.LightningModule):
 
     def reconstruction_loss(self, y: Tensor, target: Tensor) -> Tensor:
         """Warm-up: the generator's output against its input, mean over the batch."""
-        self.figures["reconstruction"] = self.warmup.loss(y, target).mean()
-        return self.figures["reconstruction"]
+        loss = self.figures["reconstruction"] = self.warmup.loss(y, target).mean()
+        if self.warmup.until is not None:
+            whole = of_whole_batch({"reconstruction": loss}, self.all_gather) if in_several_processes() else {}
+            self.warmup.record(float(whole.get("reconstruction", loss)), self.global_step)
+        return loss
 
     def relevance_map(self, at: Noised, cond: Conditions) -> Tensor:
         """Where the edit prompt changes the base's mind about the noised source, (B, 1, h, w), without gradient."""
@@ -444,36 +358,6 @@ class StyleMatching(pl.LightningModule):
         twice = torch.cat([at.z_src_t, at.z_src_t]), torch.cat([at.t, at.t])
         eps_edit, eps_null = self.teacher.base(*twice, Condition.cat([edit, null])).chunk(2)
         return eps_edit, eps_null
-
-    def view(self, batch: Mapping[str, Any], offset: Tensor) -> View | None:
-        """What a batch shows, if its relevance comes out of the cache."""
-        if not isinstance(self.relevance, CachedRelevance):
-            return None
-        height, width = batch["image"].shape[-2:]
-        return View(batch["index"].tolist(), batch["window"], offset, (height, width))
-
-    def cached_relevance(self, view: View, times: Tensor, z: Tensor, cond: Conditions) -> Tensor:
-        """`relevance_map` from maps of whole pictures, (B, 1, h, w); `times` (B,) in the main memory."""
-        assert isinstance(self.relevance, CachedRelevance)
-        assert self.picture is not None
-        relevance, picture, device = self.relevance, self.picture, z.device
-
-        def predictions(sample: int, t: int) -> tuple[Tensor, Tensor]:
-            number = view.pictures[sample]
-            z_src = self.encode_source(sent(picture(number, relevance.max_side)[None], device))
-            noise = Draws(self.seed, t, [number], like=z_src).normal("relevance", tuple(z_src.shape[1:]))
-            at = Noised(z_src, z_src, noise, sent(torch.tensor([t]), device), self.teacher.schedule)
-            return self.edit_predictions(at, cond.edit[sample : sample + 1], cond.null[sample : sample + 1])
-
-        teacher = self.teacher
-        return relevance.of_views(
-            view,
-            times.tolist(),
-            (z.shape[-2], z.shape[-1]),
-            cell=teacher.latent.downscale,
-            largest=teacher.schedule.num_steps - 1,
-            predictions=predictions,
-        )
 
     @property
     def in_latent_space(self) -> bool:
@@ -499,7 +383,7 @@ class StyleMatching(pl.LightningModule):
     @property
     def needs_encoder(self) -> bool:
         """Whether pictures become latents anywhere in the run, once that of a generator of latents is held."""
-        return not self.in_latent_space or isinstance(self.relevance, CachedRelevance)
+        return not self.in_latent_space
 
     def hold(self, picture: Tensor) -> None:
         """Encode the one picture (1, 3, H, W) of a generator of latents for the whole run."""
@@ -512,11 +396,6 @@ class StyleMatching(pl.LightningModule):
         if not self.through_decoder:
             return self.teacher.latent.encode(y)
         return self.encode_source(y).requires_grad_()
-
-    @torch.no_grad()
-    def result_latents(self, x: Tensor, offset: Tensor) -> Tensor:
-        """Scaled latents (B, C, h, w) of the generator's pictures, without gradient."""
-        return self.teacher.latent.encode(translate((self.held or self.generator)(x), offset))
 
     @torch.no_grad()
     def encode_source(self, x: Tensor) -> Tensor:
@@ -542,7 +421,7 @@ class StyleMatching(pl.LightningModule):
     def log_figures(self, count: int, *, loss: Tensor) -> None:
         """Log the loss and what was noted on the way to it; with several processes that of the whole batch."""
         figures, self.figures = {"loss": loss, **self.figures}, {}
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
+        if in_several_processes():
             figures = of_whole_batch(figures, self.all_gather)
         for name, value in figures.items():
             self.log(f"train/{name}", value.detach().float(), prog_bar=name in ("loss", "fake"), batch_size=count)
@@ -565,11 +444,8 @@ class StyleMatching(pl.LightningModule):
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
         """Clip each group by its own norm; a step whose gradients are not finite is skipped."""
-        if self.fake is not None and self.learning_fake is None:
-            for _name, parameter in self.fake.trainable_parameters():
-                parameter.grad = None  # else AdamW would move it on by its momentum
         norms = clip_groups(optimizer)
-        self.guard.decide(optimizer, norms, step=self.global_step, asked=not self.learns_again)
+        self.guard.decide(optimizer, norms, step=self.global_step)
         self.log_dict({f"train/grad_norm_{name}": norm for name, norm in norms.items()})
         # as tensors of the main memory: a number would be sent to the device, which waits
         self.log_dict({f"train/lr_{group['name']}": torch.tensor(group["lr"]) for group in optimizer.param_groups})
@@ -631,12 +507,12 @@ class StyleMatching(pl.LightningModule):
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in keys}
         checkpoint["hyper_parameters"] = {**self.record, "smsff_version": __version__}
         checkpoint["bad_steps"] = self.guard.state_dict()
-        checkpoint["replay"] = self.replay.state_dict()
+        checkpoint["warmup"] = self.warmup.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint that would leave a trained weight unset, or that has weights for something else."""
         self.guard.load_state_dict(checkpoint.get("bad_steps", {"in_a_row": 0, "total": 0}))
-        self.replay.load_state_dict(checkpoint.get("replay", {"count": 0}), self.device)
+        self.warmup.load_state_dict(checkpoint.get("warmup", self.warmup.state_dict()))
         for optimizer in checkpoint.get("optimizer_states", []):
             for group in optimizer["param_groups"]:
                 group["fused"] = True  # not so in checkpoints from before steps could be skipped

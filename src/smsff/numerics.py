@@ -96,15 +96,13 @@ class StepGuard:
         if self._batches:
             self._batches[-1].times.update(times)
 
-    def decide(self, optimizer: Optimizer, norms: Mapping[str, Tensor], *, step: int, asked: bool = True) -> None:
+    def decide(self, optimizer: Optimizer, norms: Mapping[str, Tensor], *, step: int) -> None:
         """Tell a fused optimizer whether the step that it is about to make counts.
 
         Args:
             optimizer: Its groups must be fused.
             norms: Gradient norm of every group, (); a NaN or Inf in any gradient shows in them.
             step: Optimizer steps done so far.
-            asked: Whether the scores were asked. A good step that only learns again what they said before ends no row
-                of bad ones: a teacher that gives nothing but NaN is found all the same.
         """
         figures = torch.stack([norm.detach() for norm in norms.values()])
         bad = (~torch.isfinite(figures)).any().float()
@@ -112,7 +110,7 @@ class StepGuard:
         if self._counts is None:
             self._counts = torch.tensor(self._start, dtype=torch.float32, device=figures.device)
         in_a_row, total = self._counts
-        self._counts = torch.stack([(in_a_row + 1) * bad if asked else in_a_row + bad, total + bad])
+        self._counts = torch.stack([(in_a_row + 1) * bad, total + bad])
         report = torch.cat([bad[None], self._counts, figures])
         event = None
         if report.is_cuda:  # the copy arrives while the next step is computed

@@ -44,7 +44,6 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "regularizer": ("smsff.objective.spectrum.SpectrumRegularizer", "smsff.objective.spectrum.NoRegularizer"),
     "relevance": (
         "smsff.objective.relevance.SemanticRelevance",
-        "smsff.objective.relevance_cache.CachedRelevance",
         "smsff.objective.relevance.UniformRelevance",
     ),
     "timesteps": (
@@ -55,7 +54,6 @@ TARGETS: dict[str, tuple[str, ...]] = {
         "smsff.style_lora.objective.PowerTimesteps",
     ),
     "fake_timesteps": ("smsff.objective.timesteps.Uniform", "smsff.objective.timesteps.Narrowing"),
-    "replay": ("smsff.objective.replay.Replay",),
     "fake_score": ("smsff.teacher.fake_score.LoraFakeScore",),
     "speed": ("smsff.speed.Speed",),
     "warmup": ("smsff.objective.warmup.ReconstructionWarmup",),

@@ -51,11 +51,6 @@ class Window:
         crop = resize(image[:, self.top : self.top + self.side, self.left : self.left + self.side], size, size)
         return to_signed(crop.flip(-1) if self.mirrored else crop)
 
-    def fractions(self, image: Tensor) -> tuple[float, ...]:
-        """Top, left, height and width as fractions of the image (3, H, W), and 1 if mirrored, else 0."""
-        height, width = image.shape[1:]
-        return self.top / height, self.left / width, self.side / height, self.side / width, float(self.mirrored)
-
 
 def random_window(
     image: Tensor,

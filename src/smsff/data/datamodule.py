@@ -105,7 +105,6 @@ class TrainingCrops(Dataset[dict[str, Any]]):
             "image": window.cut(image, self.crop_size),
             "caption": self.folder.captions[index],
             "index": index,
-            "window": window.fractions(image),
             "draw": draw,
             "unreadable": unreadable,
         }
@@ -142,7 +141,6 @@ def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "position": torch.tensor([sample["draw"][1] for sample in samples]),
         "iteration": torch.tensor([sample["draw"][0] for sample in samples]),
         "unreadable": unreadable,
-        **({"window": torch.tensor([sample["window"] for sample in samples])} if "window" in samples[0] else {}),
     }
 
 
@@ -166,8 +164,8 @@ class ImageDataModule(LightningDataModule):
     """Photos of a folder (or the bundled ones): random crops to train on, whole images to look at.
 
     Training batches: ``image`` (B, 3, S, S) float32 in [-1, 1]; ``caption`` B strings; ``index`` (B,) long, index of
-    the image in ``train``; ``window`` (B, 5), the part of it that is shown (`Window.fractions`); ``position`` (B,)
-    long, position in the global batch; ``iteration`` (B,) long, the micro-batch counted from the start of the training.
+    the image in ``train``; ``position`` (B,) long, position in the global batch; ``iteration`` (B,) long, the
+    micro-batch counted from the start of the training.
     Validation and test batches hold one whole image: ``image`` (1, 3, H, W), ``caption`` [string], ``name`` [string].
 
     The trainer must have ``use_distributed_sampler=False``; every process validates on all images.
@@ -296,11 +294,6 @@ class ImageDataModule(LightningDataModule):
         """Take the report of images that became unreadable out of the batch: the workers cannot keep count."""
         self._note(batch.pop("unreadable", {}), same_everywhere=False)
         return batch
-
-    def picture(self, index: int, max_side: int) -> Tensor:
-        """Training image `index`, whole, (3, H, W) in [-1, 1], scaled down to this length of the longer side."""
-        image, _, _ = self.train.load_or_next(index)
-        return to_signed(shrink_to(image, max_side))
 
     def captions(self) -> list[str]:
         """The distinct captions of all three parts, sorted: what the text encoder has to encode."""

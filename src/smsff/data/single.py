@@ -25,8 +25,7 @@ class SamePicture(Dataset[dict[str, Any]]):
         self.image, self.caption = image, caption
 
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
-        whole = (0.0, 0.0, 1.0, 1.0, 0.0)
-        sample = {"image": self.image, "caption": self.caption, "index": 0, "window": whole}
+        sample = {"image": self.image, "caption": self.caption, "index": 0}
         return {**sample, "draw": draw, "unreadable": {}}
 
 
@@ -78,10 +77,6 @@ class SingleImage(LightningDataModule):
     def val_dataloader(self) -> DataLoader[dict[str, Any]]:
         whole = {"image": self.image[None], "caption": [self.caption], "name": [self.path.name]}
         return DataLoader([whole], batch_size=None)  # type: ignore[arg-type]
-
-    def picture(self, index: int, max_side: int) -> Tensor:
-        """The picture, (3, H, W) in [-1, 1], whatever `max_side`: it has the size at which it is worked on."""
-        return self.image
 
     def captions(self) -> list[str]:
         return [self.caption]

@@ -94,28 +94,16 @@ class Narrowing(Uniform):
     With grid=odd k is drawn as in the authors' code (showlab/SMS, with t_min=21, t_max=499), from
     [k_min, max(int(k_count (1 - i / I)), k_min + 1)).
 
-    Attributes:
-        t_floor: the upper bound stays at least here (ours); from t_min down it is the paper's.
-
     Raises:
-        UserError: as `Uniform`; a floor above t_max or with grid=odd.
+        UserError: as `Uniform`.
     """
-
-    t_floor: int = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.t_floor <= self.t_max or (self.t_floor and self.grid == "odd"):
-            raise UserError(
-                f"timesteps.t_floor={self.t_floor} must lie between 0 and t_max={self.t_max}; 0 with grid=odd"
-            )
 
     def bounds(self, iteration: int, total: int) -> tuple[int, int]:
         """Smallest and largest t that can be drawn."""
         if self.grid == "odd":
             last = narrowed_index(iteration, total, self.t_min // 2, (self.t_max + 1) // 2)
             return self.t_min, 2 * last + 1
-        return self.t_min, narrowed(iteration, total, max(self.t_min, self.t_floor), self.t_max)
+        return self.t_min, narrowed(iteration, total, self.t_min, self.t_max)
 
 
 @dataclass(frozen=True, kw_only=True)

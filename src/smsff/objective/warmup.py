@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from typing import Literal, get_args
 
 from torch import Tensor
@@ -9,6 +11,8 @@ from torch import Tensor
 from smsff.errors import UserError
 
 ReconstructionLoss = Literal["l1", "l2"]
+
+log = logging.getLogger(__name__)
 
 
 def reconstruction_loss(y: Tensor, x: Tensor, norm: ReconstructionLoss = "l1") -> Tensor:
@@ -20,23 +24,58 @@ def reconstruction_loss(y: Tensor, x: Tensor, norm: ReconstructionLoss = "l1") -
 class ReconstructionWarmup:
     """Reconstruction in iterations 0 .. steps - 1, style matching from iteration ``steps`` on.
 
-    The paper states neither the length nor the norm. A generator that starts as the identity needs few steps or none.
+    The paper states neither the length nor the norm. A generator that starts as the identity needs few steps or none;
+    one that starts from noise needs as many as it takes to reach a small error, which ``until`` says.
+
+    Args:
+        steps: Iterations; with ``until`` the most of them.
+        loss: l1, l2.
+        until: The warm-up ends sooner, once the loss averaged over the last iterations (a weight of 0.1 for the newest)
+            is at most this; values lie in [-1, 1]. None: it lasts for ``steps``.
+
+    Attributes:
+        end: The iteration in which style matching begins, as far as is known.
 
     Raises:
-        UserError: negative steps or an unknown norm.
+        UserError: negative steps, an unknown norm, or an error that is not above 0.
     """
 
-    def __init__(self, *, steps: int, loss: ReconstructionLoss = "l1") -> None:
+    def __init__(self, *, steps: int, loss: ReconstructionLoss = "l1", until: float | None = None) -> None:
         if steps < 0:
             raise UserError(f"warmup.steps={steps} must not be negative")
         if loss not in get_args(ReconstructionLoss):
             raise UserError(f"warmup.loss={loss!r} is not one of {', '.join(get_args(ReconstructionLoss))}")
-        self.steps = steps
+        if until is not None and not until > 0:
+            raise UserError(f"warmup.until={until} must be above 0, or null")
+        self.steps, self.until = steps, until
         self.norm: ReconstructionLoss = loss
+        self.end = steps
+        self.error: float | None = None
 
     def active(self, iteration: int) -> bool:
-        return iteration < self.steps
+        return iteration < self.end
 
     def loss(self, y: Tensor, x: Tensor) -> Tensor:
         """Reconstruction loss of each sample, (B,)."""
         return reconstruction_loss(y, x, self.norm)
+
+    def record(self, error: float, iteration: int) -> None:
+        """Take the loss of an iteration, the mean of the whole global batch, into account."""
+        if self.until is None or not self.active(iteration):
+            return
+        self.error = error if self.error is None else 0.9 * self.error + 0.1 * error
+        if self.error <= self.until:
+            self.end = iteration + 1
+            log.info("warmup.until=%g is reached after %d steps", self.until, self.end)
+        elif iteration + 1 == self.steps:
+            log.warning(
+                "warmup.until=%g is not reached after warmup.steps=%d: %.3g", self.until, self.steps, self.error
+            )
+
+    def state_dict(self) -> dict[str, float | int | None]:
+        return {"end": self.end, "error": self.error}
+
+    def load_state_dict(self, state: Mapping[str, float | int | None]) -> None:
+        if self.until is not None:  # else the configuration says when it ends
+            end, self.error = state["end"], state["error"]
+            self.end = self.steps if end is None else int(end)

@@ -189,7 +189,7 @@ def _decodes(plain: Mapping[str, Any]) -> bool:
 
 def _encodes(plain: Mapping[str, Any]) -> bool:
     """Whether the run turns pictures into latents after its start."""
-    if plain["task"] == "style_lora" or plain["relevance"]["_target_"].endswith("CachedRelevance"):
+    if plain["task"] == "style_lora":
         return True
     return getattr(find_target(plain["generator"], "generator"), "space", "image") != "latent"
 
