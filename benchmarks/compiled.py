@@ -24,7 +24,7 @@ from train_step import FAST, LADDER, OurStep, composed
 import smsff.speed
 from smsff.data.folder import BUNDLED
 
-ASKING = ("style=ink", "replay.every=1")
+ASKING = ("style=demo_ink", "replay.every=1")
 CASES: dict[str, tuple[str, tuple[str, ...]]] = {
     "scores, default (3 + 1)": ("scores", LADDER["default (3 + 1)"]),
     "scores, speed=fast (2 + 1)": ("scores", LADDER["default, speed=fast (2 + 1)"]),
@@ -81,7 +81,7 @@ def main(words: Sequence[str] | None = None) -> dict[str, Any]:
         Image.open(BUNDLED / "test" / "chelsea.jpg").crop((0, 0, 256, 256)).save(path)
         widths, rank = ((16, 16, 32, 32), 2) if args.quick else (WIDTHS, 8)
         base, lora = build_reduced(Path(folder) / "model", widths=widths, rank=rank)
-        per_image = ["style=watercolour", "teacher=sd15", f"teacher.base={base}", f"style.lora={lora}"]
+        per_image = ["style=demo_watercolour", "teacher=sd15", f"teacher.base={base}", f"style.lora={lora}"]
         per_image += ["teacher.gradient_checkpointing=false", f"data.short_side={side}", "data.multiple=8"]
         per_image += [f"data.path={path}"]
         common = ["trainer=cpu", "steps=100000", "warmup.steps=0", "logger=none"]

@@ -91,7 +91,7 @@ def main(words: Sequence[str] | None = None) -> dict[str, Any]:
     made.add_argument("--band", type=int, default=20)
     made.add_argument("--styles", nargs="+", default=["ink"])
     args = arguments(made, words)
-    small = ["data.batch_size=1", "style.resolution=16"] if args.quick else []
+    small = ["data.batch_size=1", "resolution=16"] if args.quick else []
     if args.quick:
         args.steps, args.styles = 1, args.styles[:1]
     results: dict[str, Any] = {}

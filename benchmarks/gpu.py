@@ -245,8 +245,8 @@ def prepare(work: Path, args: argparse.Namespace) -> None:
 
 def options(work: Path, side: int) -> list[str]:
     """What all runs have in common."""
-    common = ["style=watercolour", "teacher=sd15", f"teacher.base={work / 'model'}"]
-    common += [f"style.lora={work / 'style.safetensors'}", f"style.resolution={side}", "teacher.local_files_only=true"]
+    common = ["style=demo_watercolour", "teacher=sd15", f"teacher.base={work / 'model'}"]
+    common += [f"style.lora={work / 'style.safetensors'}", f"resolution={side}", "teacher.local_files_only=true"]
     return [*common, "steps=100000", "warmup.steps=0", "logger=none", "trainer=auto"]
 
 

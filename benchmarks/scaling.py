@@ -50,11 +50,11 @@ def main(words: Sequence[str] | None = None) -> dict[str, Any]:
         measure(
             "data.batch_size",
             args.batches,
-            [f"style.resolution={small}" if args.quick else "seed=0"],
+            [f"resolution={small}" if args.quick else "seed=0"],
             args.batches,
             args,
         ),
-        measure("style.resolution", args.sizes, ["data.batch_size=1"], [size**2 for size in args.sizes], args),
+        measure("resolution", args.sizes, ["data.batch_size=1"], [size**2 for size in args.sizes], args),
     ]
     return write(args, {"what": "a step of the default training, embedded teacher", "results": results})
 

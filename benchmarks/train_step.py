@@ -169,12 +169,12 @@ def main(words: Sequence[str] | None = None) -> dict[str, Any]:
             widths, rank = ((16, 16, 32, 32), 2) if args.quick else (WIDTHS, 8)
             unet = partial(reduced_unet, widths, heads)
             base, lora = build_reduced(Path(folder) / name / "model", widths=widths, rank=rank, heads=heads)
-            model = ["style=watercolour", "teacher=sd15", f"teacher.base={base}", f"style.lora={lora}"]
+            model = ["style=demo_watercolour", "teacher=sd15", f"teacher.base={base}", f"style.lora={lora}"]
             model += ["teacher.gradient_checkpointing=false", "trainer=cpu"]
             side = 64 if args.quick else args.picture
             results.append(measure(f"SD 1.5, reduced, {heads} heads", chosen, side, model, unet, path, args))
         if "embedded" in args.models and not args.quick:
-            results.append(measure("embedded", rows, 64, ["style=watercolour", "trainer=cpu"], build_unet, path, args))
+            results.append(measure("embedded", rows, 64, ["style=demo_watercolour", "trainer=cpu"], build_unet, path, args))
     return write(args, {"reference": "8 sample-forwards and 2 sample-backwards, float32", "results": results})
 
 

@@ -142,11 +142,11 @@ def test_help_does_not_wait_for_torch() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["fetch", "style=cel", "--dry"], None),  # argparse completes options
+        (["fetch", "style=demo_cel", "--dry"], None),  # argparse completes options
         (["fetch", "--dry-run", "style=gibli", "--conf"], "expected one argument"),
-        (["fetch", "--quiet", "style=cel"], "unrecognized arguments: --quiet"),
-        (["doctor", "style=cel", "--verify", "steps=abc", "-x"], "unrecognized arguments: steps=abc -x"),
-        (["doctor", "style=cel", "--verify", "style=gibli"], "nearest: ghibli"),
+        (["fetch", "--quiet", "style=demo_cel"], "unrecognized arguments: --quiet"),
+        (["doctor", "style=demo_cel", "--verify", "steps=abc", "-x"], "unrecognized arguments: steps=abc -x"),
+        (["doctor", "style=demo_cel", "--verify", "style=gibli"], "nearest: ghibli"),
         (["caption"], "FOLDER"),
         (["caption", "nowhere"], "nowhere"),
     ],

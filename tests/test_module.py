@@ -14,8 +14,6 @@ from smsff.generator.image import ImageGenerator, LatentGenerator
 from smsff.module import Draws, Prompts, StyleMatching
 from smsff.objective.gradient import latent_surrogate
 from smsff.objective.relevance import UniformRelevance
-from smsff.objective.relevance_cache import CachedRelevance
-from smsff.objective.replay import Replay
 from smsff.objective.sms import StyleMatchingObjective
 from smsff.objective.timesteps import Narrowing, Uniform
 from smsff.objective.warmup import ReconstructionWarmup
@@ -85,6 +83,24 @@ def test_warm_up_trains_reconstruction_and_fake_then_matching_starts_at_its_own_
     assert all(row["train/fake"] > 0 for row in recorder.rows)
 
 
+def test_a_warm_up_that_ends_by_its_error_ends_there_and_the_checkpoint_knows() -> None:
+    seen: list[tuple[int, int]] = []
+
+    class Spy(Narrowing):
+        def __call__(self, u: Tensor, iteration: int, total: int) -> Tensor:
+            seen.append((iteration, total))
+            return super().__call__(u, iteration, total)
+
+    warmup = ReconstructionWarmup(steps=5, until=0.01)  # the generator starts as the identity
+    module = tiny_module(warmup=warmup, steps=6, timesteps=Spy())
+    _, recorder = run(module, 4)
+    assert "train/reconstruction" in recorder.rows[0]
+    assert seen == [(0, 5), (1, 5), (2, 5)]
+    other = tiny_module(warmup=ReconstructionWarmup(steps=5, until=0.01), steps=6)
+    other.on_load_checkpoint(saved(module))
+    assert not other.warmup.active(1)
+
+
 def test_every_promised_figure_is_logged() -> None:
     _, recorder = run(tiny_module(), 4)
     names = "loss matching spectrum fake relevance gradient t_min t_mean t_max"
@@ -143,119 +159,6 @@ def test_the_decoders_way_follows_a_decoder_that_is_not_the_encoders_inverse() -
     latent_surrogate(y, step).mean().backward()
     torch.testing.assert_close(y.grad, 3 * z.detach() / z.numel())
     assert z.grad is None
-
-
-def replaying(**changes: Any) -> StyleMatching:
-    options = {
-        "pullback": "decoder",
-        "warmup": ReconstructionWarmup(steps=0),
-        "replay": Replay(every=3, size=4, draws=1),
-    }
-    return tiny_module(**{**options, **changes})
-
-
-def test_a_target_learned_again_at_once_gives_the_gradient_of_the_step() -> None:
-    replay = Replay(every=3, size=4, draws=1, relaxation=1.7)
-    module, batch = replaying(grid_jitter=3, replay=replay), tiny_batch(size=1)
-    _, gradients = step_gradients(module, batch)
-    module.zero_grad()
-    module.replay_loss(Draws(0, 1, [0], like=batch["image"])).backward()
-    for name, parameter in module.generator.named_parameters():
-        expected = gradients[f"generator.{name}"]
-        torch.testing.assert_close(parameter.grad, expected, rtol=0.02, atol=1e-5)  # kept in 16 bits
-
-
-def test_scores_are_asked_in_every_third_step_and_the_fake_learns_in_every_second() -> None:
-    module = replaying(steps=7, fake_every=2)
-    asked, fakes, moved = [], [], []
-    gradient, loss = module.objective.gradient, module.fake.loss
-    module.objective.__dict__["gradient"] = lambda *a, **k: (asked.append(module.global_step), gradient(*a, **k))[1]
-    module.fake.__dict__["loss"] = lambda *a, **k: (fakes.append(module.global_step), loss(*a, **k))[1]
-    start = [p.detach().clone() for _, p in module.fake.trainable_parameters()]
-
-    class Watch(pl.Callback):
-        def on_train_batch_end(self, *_: Any, **__: Any) -> None:
-            now = [p.detach().clone() for _, p in module.fake.trainable_parameters()]
-            moved.append(any(not torch.equal(a, b) for a, b in zip(start, now, strict=True)))
-            start[:] = now
-
-    options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    trainer = pl.Trainer(max_steps=7, accelerator="cpu", enable_model_summary=False, callbacks=[Watch()], **options)
-    trainer.fit(module, DataLoader([tiny_batch(i) for i in range(7)], batch_size=None))
-    assert asked == [0, 3, 6]
-    assert fakes == [0, 2, 4, 6]
-    assert moved == [True, False, True, False, True, False, True]
-    assert module.replay.count == 12
-
-
-def test_what_is_kept_goes_through_a_checkpoint() -> None:
-    module, other = replaying(), replaying()
-    step_gradients(module, tiny_batch())
-    checkpoint: dict[str, Any] = {"state_dict": module.state_dict()}
-    module.on_save_checkpoint(checkpoint)
-    other.on_load_checkpoint(checkpoint)
-    u = torch.tensor([0.1, 0.4, 0.9])
-    for ours, theirs in zip(module.replay.draw(u), other.replay.draw(u), strict=True):
-        assert torch.equal(ours, theirs)
-
-
-def test_relaxation_scales_the_step_that_is_asked_for() -> None:
-    batch, norms = tiny_batch(size=1), []
-    for relaxation in (1.0, 3.0):
-        module = replaying(replay=Replay(every=3, size=4, relaxation=relaxation))
-        torch.manual_seed(0)
-        _, gradients = step_gradients(module, batch)
-        norms.append(gradients["generator.to_rgb.bias"])
-    torch.testing.assert_close(norms[1], 3 * norms[0])
-
-
-def test_within_a_generation_the_scores_are_asked_about_the_generator_of_its_beginning() -> None:
-    module = replaying(replay=Replay(every=2, size=8, draws=1, hold=4), steps=9, grid_jitter=3)
-    held: list[dict[str, Tensor]] = []
-    averages: list[dict[str, Tensor]] = []
-    targets: list[Tensor] = []
-
-    def copy(network: torch.nn.Module) -> dict[str, Tensor]:
-        return {name: value.clone() for name, value in network.state_dict().items()}
-
-    class Watch(pl.Callback):
-        def on_train_batch_end(self, *_: Any, **__: Any) -> None:
-            held.append(copy(module.held))
-            averages.append(copy(module.ema.module))
-
-    put = module.replay.put
-    module.replay.put = lambda x, target, offset: (targets.append(target), put(x, target, offset))[1]  # type: ignore[method-assign]
-    options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    trainer = pl.Trainer(max_steps=9, accelerator="cpu", enable_model_summary=False, callbacks=[Watch()], **options)
-    trainer.fit(module, DataLoader([tiny_batch(i) for i in range(9)], batch_size=None))
-    for step, expected in enumerate([0] * 4 + [4] * 4 + [8]):
-        source = averages[expected - 1] if expected else dict(TinyGenerator().state_dict())
-        for name in ("to_rgb.weight", "to_rgb.bias"):
-            assert torch.equal(held[step][name], source[name]), (step, name)
-    assert not torch.equal(averages[3]["to_rgb.bias"], averages[7]["to_rgb.bias"])
-    assert len(targets) == 5
-
-
-def test_the_held_generator_gives_targets_and_latents_and_gets_no_gradient() -> None:
-    module, batch = replaying(replay=Replay(every=2, size=4, draws=1, hold=4)), tiny_batch(size=1)
-    plain = replaying(replay=Replay(every=2, size=4, draws=1))
-    plain.generator.load_state_dict(module.generator.state_dict())
-    (_, ours), (_, theirs) = step_gradients(module, batch), step_gradients(plain, batch)
-    for name, gradient in theirs.items():  # at the beginning both are the identity
-        torch.testing.assert_close(ours[name], gradient, msg=name)
-    assert not any(name.startswith("held") for name, p in module.named_parameters() if p.requires_grad)
-    with torch.no_grad():
-        module.generator.to_rgb.bias += 0.5
-    x, offset = batch["image"], torch.zeros(1, 2, dtype=torch.long)
-    torch.testing.assert_close(module.result_latents(x, offset), module.encode_source(x))
-    assert "held.to_rgb.bias" in module.saved_keys()
-
-
-def test_what_is_learned_again_must_be_pictures() -> None:
-    with pytest.raises(UserError, match=r"replay\.every=3: .*pullback=decoder"):
-        replaying(pullback="encoder")
-    with pytest.raises(UserError, match="fake_every=0"):
-        tiny_module(fake_every=0)
 
 
 def test_an_unknown_way_back_to_the_picture_is_refused() -> None:
@@ -376,12 +279,10 @@ def test_latent_generator_needs_no_encoder_gradient_and_moves() -> None:
     assert module.stylize(batch["image"]).shape == batch["image"].shape
 
 
-@pytest.mark.parametrize("cached", [False, True])
-def test_a_held_picture_is_encoded_no_more(monkeypatch: pytest.MonkeyPatch, cached: bool) -> None:
+def test_a_held_picture_is_encoded_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     batch = tiny_batch(size=1)
-    relevance = {"relevance": CachedRelevance()} if cached else {}
-    module = tiny_module(generator=LatentGenerator(batch["image"]), warmup=ReconstructionWarmup(steps=0), **relevance)
-    assert module.needs_encoder is cached
+    module = tiny_module(generator=LatentGenerator(batch["image"]), warmup=ReconstructionWarmup(steps=0))
+    assert not module.needs_encoder
     whole = {**batch, "name": ["a"]}
     monkeypatch.setattr(module, "log", lambda *_, **__: None)
     wanted = module.validation_step(whole, 0)
@@ -396,8 +297,7 @@ def test_a_held_picture_is_encoded_no_more(monkeypatch: pytest.MonkeyPatch, cach
     torch.testing.assert_close(
         [found[k] for k in ("result", "relevance")], [wanted[k] for k in ("result", "relevance")]
     )
-    if not cached:
-        module.training_step(batch, 0)
+    module.training_step(batch, 0)
 
 
 def test_image_generator_stays_in_range() -> None:

@@ -42,7 +42,7 @@ def tiny(tiny_base: Path, tiny_lora: Path) -> list[str]:
         f"teacher.base={tiny_base}",
         f"style.lora={tiny_lora}",
         "style.base=null",
-        "style.resolution=16",
+        "resolution=16",
         "trainer=cpu",
         "steps=4",
         "log_every=1",

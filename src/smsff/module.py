@@ -344,7 +344,7 @@ class StyleMatching(pl.LightningModule):
         loss = self.figures["reconstruction"] = self.warmup.loss(y, target).mean()
         if self.warmup.until is not None:
             whole = of_whole_batch({"reconstruction": loss}, self.all_gather) if in_several_processes() else {}
-            self.warmup.record(float(whole.get("reconstruction", loss)), self.global_step)
+            self.warmup.record(float(whole.get("reconstruction", loss).detach()), self.global_step)
         return loss
 
     def relevance_map(self, at: Noised, cond: Conditions) -> Tensor:

@@ -31,7 +31,7 @@ ROWS, _ = known_styles.read_plan(known_styles.PLAN, None, None)
 def test_every_row_of_the_plan_is_a_configuration(row: Any) -> None:
     single = ["data=single", "data.path=photo.png", "data.short_side=304", "data.multiple=16"] if row.per_image else []
     for candidate in row.candidates.values():
-        plain = composed(*row.overrides, *candidate, *single, "style=ink", "seed=2")
+        plain = composed(*row.overrides, *candidate, *single, "style=demo_ink", "seed=2")
         check_config(plain)
         assert plain["style"]["name"] == "ink"
         assert plain["generator"]["_target_"].endswith("Generator")
@@ -85,7 +85,7 @@ def test_every_row_of_the_plan_of_presets_is_a_configuration() -> None:
     rows, ceiling = known_styles.read_plan(ROOT / "benchmarks" / "presets.yaml", None, None)
     assert ceiling is None
     for row in rows:
-        check_config(composed(*row.overrides, "style=ink", "seed=2"))
+        check_config(composed(*row.overrides, "style=demo_ink", "seed=2"))
 
 
 def test_the_truth_has_no_style_distance_and_the_photo_no_content_distance() -> None:

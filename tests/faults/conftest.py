@@ -88,7 +88,6 @@ def content(run: Path) -> dict[str, Any]:
 SOMETIMES = {
     "grad_norm_fake",
     "reconstruction",
-    "replay",
     "fake",
     "matching",
     "spectrum",
@@ -147,7 +146,7 @@ def difference(a: Any, b: Any, where: str = "") -> str | None:
     return None if a == b else f"{where}: {a} and {b}"
 
 
-PARTS = ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "bad_steps", "replay")
+PARTS = ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "bad_steps", "warmup")
 
 
 def assert_bit_equal(run: Path, reference: Path, *, seen: bool = True) -> None:

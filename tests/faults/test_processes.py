@@ -116,7 +116,7 @@ def test_a_lost_loader_worker_ends_the_run(fault: str, whole: Path, tmp_path: Pa
 
 
 def test_a_number_that_is_not_finite_on_one_process_skips_the_step_on_all(tmp_path: Path, record: Record) -> None:
-    common = ["steps=20", "replay.every=1", "trainer.precision=64-true", "callbacks.progress.every=20"]
+    common = ["steps=20", "trainer.precision=64-true", "callbacks.progress.every=20"]
     bad = {"FAULT_NAN": "style:5:6"}
     one = Training(tmp_path / "one", *common, "data.batch_size=4", environment=bad)
     two = Training(tmp_path / "two", *common, *TWO, "data.batch_size=2", environment={**bad, "FAULT_RANK": "1"})

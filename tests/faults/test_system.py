@@ -61,12 +61,12 @@ def test_want_of_memory(tmp_path: Path, record: Record) -> None:
 
 def test_one_number_that_is_not_finite(whole: Path, tmp_path: Path, record: Record) -> None:
     bad = {"FAULT_NAN": "style:10:11"}
-    reference = Training(tmp_path / "whole", "replay.every=1", environment=bad)
-    training = Training(tmp_path / "run", "replay.every=1", environment={**bad, "FAULT_SLEEP": "0.02"})
+    reference = Training(tmp_path / "whole", environment=bad)
+    training = Training(tmp_path / "run", environment={**bad, "FAULT_SLEEP": "0.02"})
     assert training.wait_for(lambda: training.steps >= 20), training.text()
     training.send(signal.SIGKILL)
     training.ended()
-    again = Training(tmp_path / "run", "replay.every=1", "ckpt_path=last")
+    again = Training(tmp_path / "run", "ckpt_path=last")
     assert again.ended() == 0, again.text()
     assert reference.ended() == 0, reference.text()
     text = reference.text()
@@ -85,12 +85,9 @@ def test_one_number_that_is_not_finite(whole: Path, tmp_path: Path, record: Reco
     )
 
 
-@pytest.mark.parametrize(("every", "limit", "last"), [(1, 5, 17), (6, 3, 28)])
-def test_numbers_that_stay_not_finite(every: int, limit: int, last: int, tmp_path: Path, record: Record) -> None:
-    """Also where the scores are asked in every sixth step alone, and the steps between are good."""
-    first = {1: 10, 6: 3}[every]
-    words = [f"replay.every={every}", f"max_bad_steps={limit}"]
-    training = Training(tmp_path / "run", *words, environment={"FAULT_NAN": f"style:{first}:1000"})
+def test_numbers_that_stay_not_finite(tmp_path: Path, record: Record) -> None:
+    limit, last = 5, 17
+    training = Training(tmp_path / "run", f"max_bad_steps={limit}", environment={"FAULT_NAN": "style:10:1000"})
     message = one_sentence(training, 1)
     assert f"max_bad_steps: {limit} steps in a row had NaN or Inf, the last in the style score" in message
     report = json.loads((tmp_path / "run" / "bad_steps.json").read_text())
@@ -101,7 +98,7 @@ def test_numbers_that_stay_not_finite(every: int, limit: int, last: int, tmp_pat
     saved = content(tmp_path / "run")
     assert saved["global_step"] == last + 1
     assert saved["bad_steps"] == {"in_a_row": limit, "total": limit}
-    again = Training(tmp_path / "run", f"replay.every={every}", "ckpt_path=last")
+    again = Training(tmp_path / "run", "ckpt_path=last")
     assert again.ended() == 0, again.text()
     record(
         "NaN in every step",
@@ -111,7 +108,7 @@ def test_numbers_that_stay_not_finite(every: int, limit: int, last: int, tmp_pat
 
 
 def test_a_sweep_goes_on_after_a_fault_and_ends_with_its_status(tmp_path: Path, record: Record) -> None:
-    sweep = ["hydra.mode=MULTIRUN", "max_bad_steps=5,1000", "replay.every=1"]
+    sweep = ["hydra.mode=MULTIRUN", "max_bad_steps=5,1000"]
     training = Training(tmp_path / "sweep", *sweep, environment={"FAULT_NAN": "style:10:16"})
     assert "max_bad_steps: 5 steps in a row had NaN or Inf" in one_sentence(training, 1)
     summaries = [json.loads((tmp_path / "sweep" / job / "metrics.json").read_text()) for job in "01"]

@@ -140,11 +140,3 @@ def test_dropping_takes_the_options_of_the_others() -> None:
 def test_dropping_refusals(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         Dropping(**options)
-
-
-def test_narrowing_stops_at_its_floor() -> None:
-    sampler = Narrowing(t_min=5, t_max=200, t_floor=120)
-    assert [sampler.bounds(i, 100) for i in (0, 20, 40, 60, 100)] == [(5, 200), (5, 160), (5, 120), (5, 120), (5, 120)]
-    for options in ({"t_floor": 201}, {"t_floor": -1}, {"t_floor": 101, "t_min": 21, "t_max": 199, "grid": "odd"}):
-        with pytest.raises(UserError, match=r"timesteps\.t_floor="):
-            Narrowing(**{"t_max": 200, **options})

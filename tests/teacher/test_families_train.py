@@ -51,7 +51,7 @@ def run(teacher: str, folder: Path, tmp_path: Path, *overrides: str) -> dict[str
                 f"teacher.base={folder}",
                 f"style.lora={tmp_path / 'style.safetensors'}",
                 "style.base=null",
-                "style.resolution=32",
+                "resolution=32",
                 "trainer=cpu",
                 "relevance=semantic",
                 "objective.style_guidance=4.5",

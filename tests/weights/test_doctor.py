@@ -170,7 +170,7 @@ def test_a_file_that_is_no_lora_and_a_lora_for_another_base(
     assert status == 1
     assert "ghibli.safetensors" in report["problems"][0]
 
-    status, report = doctor(*local, "style=watercolour", f'teacher.base="{tiny_base}"', "style.base=null")
+    status, report = doctor(*local, "style=demo_watercolour", f'teacher.base="{tiny_base}"', "style.base=null")
     assert status == 1
     assert "made for another architecture" in report["problems"][0]
 

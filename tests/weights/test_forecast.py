@@ -97,8 +97,6 @@ def test_published_shapes_stand_in_for_models_that_are_not_there(asked: Callable
         (["pullback=decoder"], {"through_decoder": True, "decoder": True, "share_draw": False}),
         (["pullback=encoder"], {"through_decoder": False, "decoder": False}),
         (["pullback=encoder", "experiment=per_image"], {"decoder": True, "encoder": False}),
-        (["pullback=encoder", "experiment=per_image", "relevance=cached"], {"encoder": True}),
-        (["relevance=cached"], {"doubled": True}),
         (["speed=shared"], {"share_draw": True}),
         (["experiment=per_image", "data.short_side=48"], {"batch": 1, "size": (48, 48), "generator": None}),
         (
