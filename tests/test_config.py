@@ -25,6 +25,8 @@ from smsff.config import (
 )
 from smsff.errors import UserError
 from smsff.launch import explain
+from smsff.opening import parts_off
+from smsff.resume import leaves
 
 CONF = Path(__file__).parent.parent / "conf"
 CHOICES = sorted(
@@ -58,7 +60,7 @@ def test_the_style_lora_of_every_teacher_has_only_keys_of_its_own(teacher: str) 
     plain = composed("experiment=style_lora", f"teacher={teacher}", "data.root=pictures")
     check_config(plain)
     assert plain["task"] == "style_lora"
-    assert not {"generator", "objective", "style", "tuned", "fake_score", "warmup"} & plain.keys()
+    assert not {"generator", "objective", "style", "resolution", "fake_score", "warmup"} & plain.keys()
     assert "lora" not in plain["teacher"]
     assert plain["data"]["resolution"] % plain["data"]["stride"] == 0
     with pytest.raises(HydraException, match="generator"):
@@ -72,7 +74,7 @@ def test_a_style_brings_its_teacher_and_its_words(style: str) -> None:
     assert plain["style"]["name"] == style
     assert plain["teacher"]["lora"] == plain["style"]["lora"]
     assert (plain["teacher"]["base"] == "stable-diffusion-v1-5/stable-diffusion-v1-5") is not bundled
-    assert plain["data"]["crop_size"] == plain["style"]["resolution"]
+    assert plain["data"]["crop_size"] == plain["resolution"]
 
 
 def test_the_official_objective_is_the_authors_code_switch_by_switch() -> None:
@@ -105,20 +107,129 @@ def test_the_official_objective_is_the_authors_code_switch_by_switch() -> None:
     assert plain["prompts"]["style"] == plain["prompts"]["source"] == "{words}, {caption}"
 
 
-def test_ablation_rows_switch_off_what_they_say() -> None:
-    targets = {
-        name: tuple(
-            composed(f"experiment=ablation_{name}")[group]["_target_"].rpartition(".")[2]
-            for group in ("regularizer", "relevance", "timesteps")
-        )
-        for name in ("style_only", "spectrum", "full", "random_t", "linear_t")
+METHOD = {
+    "objective/sms.yaml": {
+        "objective.weight": "posterior_variance",
+        "objective.style_guidance": 4.5,
+        "objective.fake_guidance": 4.5,
+        "objective.lambda_freq": 5e-4,
+    },
+    "regularizer/spectrum.yaml": {"norm": "l1", "t_scale": 500, "cutoff": "exact"},
+    "relevance/semantic.yaml": {
+        "_target_": "smsff.objective.relevance.SemanticRelevance",
+        "reduce": "abs_mean",
+        "normalize": "minmax",
+    },
+    "timesteps/narrowing.yaml": {
+        "_target_": "smsff.objective.timesteps.Narrowing",
+        "t_min": 21,
+        "t_max": 499,
+        "per": "batch",
+        "grid": "odd",
+    },
+    "fake_score/lora.yaml": {
+        "rank": 8,
+        "alpha": 32,
+        "target_modules": ["to_q", "to_v"],
+        "loss_weight": "alpha_bar_squared",
+    },
+    "task/style_matching.yaml": {
+        "fake_timesteps.t_min": 21,
+        "fake_timesteps.t_max": 499,
+        "prompts.style": "{words}, {caption}",
+        "prompts.source": "{words}, {caption}",
+        "optimizer.fake.lr": 1e-4,
+        "pullback": "encoder",
+    },
+}
+"""The authors' numbers, by the file of conf/ that has them."""
+
+
+def value_at(plain: Any, key: str) -> Any:
+    for part in key.split("."):
+        plain = plain[part]
+    return plain
+
+
+@pytest.mark.parametrize("teacher", ["sd15", "sd2", "sdxl"])
+def test_stable_diffusion_is_trained_with_the_authors_numbers(teacher: str) -> None:
+    plain = composed("style=ghibli", f"teacher={teacher}", "trainer.devices=8")
+    check_config(plain)
+    for file, values in METHOD.items():
+        group = "" if file.startswith(("objective/", "task/")) else file.partition("/")[0] + "."
+        of_file = OmegaConf.to_container(OmegaConf.load(CONF / file))
+        for key, value in values.items():
+            assert (key, value_at(plain, group + key)) == (key, value)
+            assert (file, value_at(of_file, key)) == (file, value)
+    assert plain["warmup"]["steps"] == 500
+    assert composed("style=ghibli", "steps=2000")["warmup"]["steps"] == 100
+    assert plain["warmup"]["until"] is None
+    assert composed("style=ghibli", "generator=resnet")["warmup"] == {
+        **plain["warmup"],
+        "steps": 5000,
+        "until": 0.06,
     }
-    assert targets == {
-        "style_only": ("NoRegularizer", "UniformRelevance", "Narrowing"),
-        "spectrum": ("SpectrumRegularizer", "UniformRelevance", "Narrowing"),
-        "full": ("SpectrumRegularizer", "SemanticRelevance", "Narrowing"),
-        "random_t": ("SpectrumRegularizer", "SemanticRelevance", "Uniform"),
-        "linear_t": ("SpectrumRegularizer", "SemanticRelevance", "Annealing"),
+    assert (plain["trainer"]["strategy"], plain["trainer"]["devices"]) == ("auto", 8)
+
+
+def test_a_picture_on_stable_diffusion_has_the_authors_optimizer() -> None:
+    plain = composed("style=ghibli", "experiment=per_image")
+    official = composed("style=ghibli", "experiment=sms_official")
+    assert plain["optimizer"] == official["optimizer"]
+    for group, rate in (("generator", 0.1), ("fake", 1e-3)):
+        options = plain["optimizer"][group]
+        assert (options["lr"], options["betas"], options["eps"]) == (rate, [0.9, 0.999], 1e-8)
+        assert (options["weight_decay"], options["clip_norm"]) == (0.01, None)
+
+
+def test_pixel_art_has_a_lambda_of_its_own_where_the_authors_have() -> None:
+    lambdas = {
+        o: composed("style=pixel_art", f"objective={o}")["objective"]["lambda_freq"] for o in ("sms", "sms_paper")
+    }
+    assert lambdas == {"sms": 2e-4, "sms_paper": 0.1}
+    assert composed("style=pixel_art", "objective=sms_official")["objective"]["lambda_freq"] == 2e-4
+
+
+ROWS = {
+    "style_only": {"regularizer", "relevance"},
+    "spectrum": {"relevance"},
+    "relevance": {"regularizer"},
+    "full": set[str](),
+    "random_t": {"timesteps._target_"},
+    "linear_t": {"timesteps._target_"},
+}
+"""The keys of each ablation row."""
+
+
+@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["style=ghibli"],
+        ["style=ghibli", "objective=sms_official"],
+        ["style=ghibli", "objective=sms_paper"],
+        ["style=demo_ink"],
+        ["style=demo_ink", "objective=sms_official"],
+    ],
+    ids=" ".join,
+)
+def test_an_ablation_changes_its_own_row_and_nothing_else(command: list[str], row: str) -> None:
+    whole, less = (dict(leaves(composed(*command, *more))) for more in ([], [f"experiment=ablation_{row}"]))
+    changed = {key for key in whole.keys() | less.keys() if whole.get(key) != less.get(key)}
+    assert all(any(key.startswith(own) for own in ROWS[row]) for key in changed)
+    assert {own for own in ROWS[row] if any(key.startswith(own) for key in changed)} == ROWS[row]
+    check_config(composed(*command, f"experiment=ablation_{row}"))
+
+
+def test_what_an_ablation_row_goes_without_is_said() -> None:
+    off = {row: parts_off(composed(f"experiment=ablation_{row}")) for row in ROWS}
+    assert off == {
+        "style_only": ["spectrum term", "relevance map"],
+        "spectrum": ["relevance map"],
+        "relevance": ["spectrum term"],
+        "full": [],
+        "random_t": ["narrowing of t (it is Uniform)"],
+        "linear_t": ["narrowing of t (it is Annealing)"],
     }
 
 

@@ -169,7 +169,7 @@ def test_scores_that_are_not_needed_are_not_computed(objective: Objective, passe
 def test_the_table_of_the_objectives_has_what_a_step_costs(preset: str) -> None:
     lines = (ROOT / "docs" / "objectives.md").read_text().splitlines()
     cells = [cell.strip() for cell in next(x for x in lines if x.startswith(f"| `{preset}` |")).strip("|").split("|")]
-    plain = composed(f"objective={preset}")
+    plain = composed("style=ghibli", f"objective={preset}")
     objective = build(plain["objective"])
     module, counts = counted(objective, relevance=build(plain["relevance"]))
     module.training_step(tiny_batch(size=2), 0)
