@@ -76,11 +76,11 @@ def small(pipeline: dict[str, str], *, style: float = 1.0, fake: float = 1.0, **
 @pytest.mark.parametrize(
     ("options", "forward"),
     [
-        ({"style": 4.5, "fake": 4.5}, 7),  # the authors' settings; their code does 8 and goes back through 2
+        ({"style": 4.5, "fake": 4.5}, 7),  # the default; the authors' code does 8 and goes back through 2
         ({"style": 4.5, "fake": 4.5, "speed": Speed(share_draw=True)}, 6),
         ({"style": 4.5, "speed": Speed(share_draw=True)}, 5),
         ({"style": 4.5, "relevance": UniformRelevance(), "speed": Speed(share_draw=True)}, 3),
-        ({"relevance": UniformRelevance()}, 3),  # as shipped
+        ({"relevance": UniformRelevance()}, 3),
         ({"relevance": UniformRelevance(), "speed": Speed(share_draw=True)}, 2),
     ],
     ids=str,

@@ -12,7 +12,7 @@ from diffusers import UNet2DConditionModel
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from single_files import write_single_file
-from test_train import train_script
+from test_train import command, finished, train_script
 from tiny_pipelines import ATTENTION, write_kohya_lora
 
 ROOT = Path(__file__).parents[2]
@@ -53,8 +53,6 @@ def run(teacher: str, folder: Path, tmp_path: Path, *overrides: str) -> dict[str
                 "style.base=null",
                 "resolution=32",
                 "trainer=cpu",
-                "relevance=semantic",
-                "objective.style_guidance=4.5",
                 "logger=none",
                 "log_every=1",
                 "sample_every=1000",
@@ -101,3 +99,23 @@ def test_one_picture_that_is_not_square(family_pipeline: Families, tmp_path: Pat
     overrides = ["experiment=per_image", f"data.path={photo}", "data.short_side=48", "steps=20"]
     figures = run("sdxl", family_pipeline("sdxl"), tmp_path, *overrides)
     assert figures["train/matching"] > 0
+
+
+@pytest.mark.slow
+def test_the_command_of_the_readme_on_two_processes_and_on_one_picture(
+    family_pipeline: Families, tmp_path: Path
+) -> None:
+    folder, lora = family_pipeline("sd1"), tmp_path / "style.safetensors"
+    write_kohya_lora(lora, UNet2DConditionModel.from_pretrained(folder, subfolder="unet"), targets=ATTENTION)
+    paths = [f"teacher.base={folder}", f"style.lora={lora}", f"style.base={family_pipeline('sd1', seed=1)}"]
+    small = ["resolution=32", "steps=20", "log_every=1", "trainer.accelerator=cpu", *paths]
+    text = finished(command("style=ghibli", "trainer.devices=2", *small, *NETWORK, "run_dir=two", cwd=tmp_path))
+    assert "2 cpu (DDP), 32-true" in text
+    assert "off      nothing" in text
+    one = ["experiment=per_image", "data.short_side=32", "run_dir=one"]
+    finished(command("style=ghibli", *small, *one, cwd=tmp_path))
+    for run_dir in ("two", "one"):
+        metrics = json.loads((tmp_path / run_dir / "metrics.json").read_text())
+        assert (metrics["status"], metrics["steps"]) == ("finished", 20)
+        check(metrics["figures"])
+        assert 0 < metrics["figures"]["train/relevance"] < 1
