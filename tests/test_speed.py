@@ -11,7 +11,7 @@ from test_config import composed
 from test_train import NETWORK, configuration, tiny, train_script  # noqa: F401
 
 from smsff.build import build
-from smsff.speed import Speed, sent
+from smsff.speed import Speed, to_device
 
 PRESETS = {
     "plain": (Speed(), "float32", "32-true"),
@@ -55,5 +55,5 @@ def test_the_fast_preset_trains_and_learns(relevance: str, tiny: list[str], tmp_
 
 def test_what_is_sent_is_the_same() -> None:
     x = torch.arange(3.0)
-    assert torch.equal(sent(x, torch.device("cpu")), x)
-    assert sent(x, torch.device("meta")).is_meta
+    assert torch.equal(to_device(x, torch.device("cpu")), x)
+    assert to_device(x, torch.device("meta")).is_meta

@@ -187,7 +187,7 @@ def step_on(module: StyleMatching, optimizer: torch.optim.Optimizer, iteration: 
 def test_nothing_in_a_step_waits_for_the_device(options: dict[str, Any]) -> None:
     module = meta_module(relevance=SemanticRelevance(normalize="minmax_mean"), **options)
     optimizer = build_optimizer(
-        {n: (p, GroupOptions(lr=1e-3, clip_norm=1.0)) for n, (p, _) in module.players().items()}
+        {n: (p, GroupOptions(lr=1e-3, clip_norm=1.0)) for n, (p, _) in module.parameter_groups().items()}
     )
     step_on(module, optimizer, 0)  # tables are made and sent
     with Waits() as waits:

@@ -32,7 +32,7 @@ from smsff.objective.pullback import Pullback, decoded_step
 from smsff.objective.warmup import ReconstructionWarmup
 from smsff.optimizer import GroupOptions, build_optimizer, build_schedule, clip_groups, update_average
 from smsff.randomness import keyed_rand, keyed_randn
-from smsff.speed import PLAIN, Speed, sent
+from smsff.speed import PLAIN, Speed, to_device
 from smsff.teacher.condition import Condition
 from smsff.teacher.latent import translate
 from smsff.teacher.score import Score, Teacher, guided, guided_with_graph
@@ -127,12 +127,12 @@ class Draws:
     def uniform(self, stream: str, *, per: str = "sample") -> Tensor:
         """(B,) in [0, 1); with per="batch" the same number for the whole global batch."""
         positions = self.positions if per == "sample" else [0] * len(self.positions)
-        return sent(keyed_rand(self.seed, stream, self.iteration, positions), self.like.device)
+        return to_device(keyed_rand(self.seed, stream, self.iteration, positions), self.like.device)
 
     def normal(self, stream: str, shape: tuple[int, ...]) -> Tensor:
         """(B, *shape)."""
         draws = keyed_randn(self.seed, stream, self.iteration, self.positions, shape)
-        return sent(draws, self.like.device).to(self.like.dtype)
+        return to_device(draws, self.like.device).to(self.like.dtype)
 
 
 def in_several_processes() -> bool:
@@ -428,18 +428,18 @@ class StyleMatching(pl.LightningModule):
 
     # ------------------------------------------------------------------------------------------------- optimisation
 
-    def players(self) -> dict[str, tuple[list[nn.Parameter], GroupOptions]]:
-        """What is trained: the generator and, if the objective needs one, the fake score."""
-        players = {"generator": (list(self.generator.parameters()), self.generator_options)}
+    def parameter_groups(self) -> dict[str, tuple[list[nn.Parameter], GroupOptions]]:
+        """What is trained, with its options: the generator and, if the objective needs one, the fake score."""
+        groups = {"generator": (list(self.generator.parameters()), self.generator_options)}
         if self.fake is not None:
-            players["fake"] = ([parameter for _, parameter in self.fake.trainable_parameters()], self.fake_options)
-        return players
+            groups["fake"] = ([parameter for _, parameter in self.fake.trainable_parameters()], self.fake_options)
+        return groups
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """One AdamW, one group for each player; the schedule is told the length of the run instead of asking for it."""
-        players = self.players()
-        optimizer = build_optimizer(players)
-        schedule = build_schedule(optimizer, [options for _, options in players.values()], self.steps)
+        """One AdamW with the parameter groups; the schedule gets the length of the run instead of asking the trainer."""
+        groups = self.parameter_groups()
+        optimizer = build_optimizer(groups)
+        schedule = build_schedule(optimizer, [options for _, options in groups.values()], self.steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
@@ -498,7 +498,7 @@ class StyleMatching(pl.LightningModule):
 
     def saved_keys(self) -> set[str]:
         """Names in the state dict that belong to a checkpoint: everything but the frozen teacher."""
-        trained = {id(parameter) for parameters, _ in self.players().values() for parameter in parameters}
+        trained = {id(parameter) for parameters, _ in self.parameter_groups().values() for parameter in parameters}
         kept = {name for name, parameter in self.named_parameters() if id(parameter) in trained}
         return kept | {name for name in self.state_dict() if not name.startswith("teacher.")}
 

@@ -110,7 +110,7 @@ def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
     return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
-def sent(x: Tensor, device: torch.device) -> Tensor:
+def to_device(x: Tensor, device: torch.device) -> Tensor:
     """x on a device; from the main memory without waiting for what the device still has to do."""
     if device.type == "cuda" and not x.is_cuda:
         x = x.pin_memory()  # the copy of pageable memory would wait

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from smsff.errors import UserError
-from smsff.speed import sent, without_autocast
+from smsff.speed import to_device, without_autocast
 from smsff.teacher.components import build_schedule, find_config, load_text, load_unet, load_vae
 from smsff.teacher.condition import Condition
 from smsff.teacher.latent import AutoencoderLatent
@@ -148,7 +148,7 @@ class StableDiffusionTeacher(nn.Module):
         at the size at which it is worked on."""
         height, width = (side * self.latent.downscale for side in z_t.shape[-2:])
         ids = torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32)
-        return sent(ids, z_t.device).expand(len(z_t), 6)
+        return to_device(ids, z_t.device).expand(len(z_t), 6)
 
     def encode_prompts(self, prompts: Sequence[str], *, style: bool = False) -> Condition:
         """Prompt embeddings, one row a prompt, in float32; each prompt is encoded once and cached.
