@@ -436,7 +436,7 @@ class StyleMatching(pl.LightningModule):
         return groups
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """One AdamW with the parameter groups; the schedule gets the length of the run instead of asking the trainer."""
+        """One AdamW with the parameter groups; the schedule gets the length of the run."""
         groups = self.parameter_groups()
         optimizer = build_optimizer(groups)
         schedule = build_schedule(optimizer, [options for _, options in groups.values()], self.steps)
