@@ -1,7 +1,7 @@
-"""What the faster forms change in the numbers of a step: style gradients and relevance maps of the embedded teacher.
+"""What 16 bits and the memory layout change in the style gradients of the embedded teacher.
 
 Every draw is keyed, so two configurations see the same crops, t and noise, and their gradients can be compared one by
-one. Beside the cached maps stands how much another draw of the noise changes an exact one.
+one.
 """
 
 from __future__ import annotations
@@ -14,11 +14,7 @@ from timing import arguments, parser, spread, write
 from torch import Tensor
 from train_step import OurStep, composed
 
-from smsff.module import Draws
-from smsff.objective.gradient import Noised
-from smsff.objective.relevance import SemanticRelevance
-
-COMMON = ("trainer=cpu", "steps=1000", "warmup.steps=0", "logger=none", "replay.every=1")
+COMMON = ("trainer=cpu", "steps=1000", "warmup.steps=0", "logger=none")
 FORMS = {
     "bfloat16 scores": ("teacher.dtype=bfloat16",),
     "float16 scores": ("teacher.dtype=float16",),
@@ -53,43 +49,10 @@ def gradients(options: Sequence[str], steps: int) -> list[Tensor]:
     return found
 
 
-def maps(options: Sequence[str], band: int, steps: int) -> dict[str, list[float]]:
-    """Correlation of cached maps with exact ones, and of exact ones at two draws of the noise."""
-    cached_maps = ("relevance=cached", f"relevance.band={band}", "grid_jitter=1")
-    step = OurStep(composed([*COMMON, *cached_maps, *options]), device="cpu")
-    module = step.module
-    exact = SemanticRelevance()
-    found: dict[str, list[float]] = {"cached": [], "another draw of the noise": []}
-    cached = module.cached_relevance
-
-    def compared(view: Any, times: Tensor, z: Tensor, cond: Any) -> Tensor:
-        m = cached(view, times, z, cond)
-        z_src = module.encode_source(step.batch["image"])
-        draws = Draws(0, int(step.batch["iteration"][0]), step.batch["position"].tolist(), like=z)
-        noises = [draws.normal(name, tuple(z.shape[1:])) for name in ("noise", "another")]
-        first, second = (
-            exact(
-                *module.edit_predictions(Noised(z, z_src, noise, times, module.teacher.schedule), cond.edit, cond.null)
-            )
-            for noise in noises
-        )
-        centred = [x - x.mean((1, 2, 3), keepdim=True) for x in (m, first, second)]
-        found["cached"] += cosine(centred[0], centred[1])
-        found["another draw of the noise"] += cosine(centred[2], centred[1])
-        return m
-
-    module.cached_relevance = compared  # type: ignore[method-assign]
-    for _ in range(steps):
-        module.training_step(step.batch, 0)
-        step.batch = next(step.batches)
-    return found
-
-
 def main(words: Sequence[str] | None = None) -> dict[str, Any]:
     made = parser(__doc__ or "")
     made.add_argument("--steps", type=int, default=4, help="batches that are compared")
-    made.add_argument("--band", type=int, default=20)
-    made.add_argument("--styles", nargs="+", default=["ink"])
+    made.add_argument("--styles", nargs="+", default=["demo_ink"])
     args = arguments(made, words)
     small = ["data.batch_size=1", "resolution=16"] if args.quick else []
     if args.quick:
@@ -104,9 +67,7 @@ def main(words: Sequence[str] | None = None) -> dict[str, Any]:
             for name, options in rows.items()
         }
         print(style, results[style], flush=True)
-    correlations = maps([f"style={args.styles[0]}", *small], args.band, args.steps)
-    relevance = {name: spread(values) for name, values in correlations.items()}
-    return write(args, {"cosine_of_gradients": results, "correlation_of_maps": relevance, "band": args.band})
+    return write(args, {"cosine_of_gradients": results})
 
 
 if __name__ == "__main__":

@@ -30,12 +30,13 @@ from known_styles_figures import Measured, Measurer, composite
 from known_styles_report import write_report
 
 from smsff.callbacks.summary import write_json
-from smsff.data.known_styles import STYLES
 from smsff.errors import UserError
 from smsff.metrics.table import CEILING
 
 ROOT = Path(__file__).resolve().parents[1]
 PLAN = Path(__file__).with_suffix(".yaml")
+KNOWN = sorted(path.stem for path in (ROOT / "conf" / "style").glob("demo_*.yaml"))
+"""Choices of ``style`` whose truth can be computed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,8 +123,8 @@ def read_plan(
             candidates=options.get("candidates", {"": []}),
             per_image=options.get("per_image", False),
         )
-        if unknown := {*row.styles, *row.choose_on} - STYLES.keys():
-            raise UserError(f"{name}: the truth of {', '.join(unknown)} is not known, only of {', '.join(STYLES)}")
+        if unknown := {*row.styles, *row.choose_on}.difference(KNOWN):
+            raise UserError(f"{name}: the truth of {', '.join(unknown)} is not known, only of {', '.join(KNOWN)}")
         rows.append(row)
     if surplus:
         raise UserError(f"{path}: unknown keys {', '.join(sorted(surplus))}")

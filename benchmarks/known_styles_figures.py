@@ -14,7 +14,7 @@ from torch import Tensor
 from smsff import demo
 from smsff.callbacks.summary import write_json
 from smsff.checkpoints import read_checkpoint
-from smsff.data.known_styles import STYLES
+from smsff.data.known_styles import operator_of
 from smsff.metrics import known_style
 from smsff.metrics.table import CEILING, IMG2IMG, NOTHING, TONE_CURVE
 from smsff.stylize.export import export_checkpoint
@@ -98,7 +98,7 @@ class Measurer:
             stylizer = load_stylizer(folder / "export")
             return {name: stylizer(x) for name, x in photos.items()}
 
-        return kept(folder / f"figures_{part}.json", STYLES[style], photos, results)
+        return kept(folder / f"figures_{part}.json", operator_of(style), photos, results)
 
     def controls(
         self, folder: Path, style: str, ceiling_steps: int | None, *, every: bool
@@ -109,7 +109,7 @@ class Measurer:
             ceiling_steps: Length of the ceiling's training; None leaves it out.
             every: With those that do not depend on the seed.
         """
-        photos, operator, run = self.photos["test"], STYLES[style], demo.Run.open(folder)
+        photos, operator, run = self.photos["test"], operator_of(style), demo.Run.open(folder)
         place = self.out / "controls" / style
 
         def tone_curve() -> dict[str, Tensor]:

@@ -16,14 +16,7 @@ def measure(
     key: str, values: Sequence[int], options: Sequence[str], work: Sequence[float], args: Any
 ) -> dict[str, Any]:
     """Steps of the default training with `key` at each of `values`, which make `work` of it, in turns."""
-    common = [
-        "trainer=cpu",
-        "steps=100000",
-        "warmup.steps=0",
-        "logger=none",
-        "replay.every=1",
-        *options,
-    ]
+    common = ["trainer=cpu", "steps=100000", "warmup.steps=0", "logger=none", *options]
     steps = {str(value): OurStep(composed([*common, f"{key}={value}"]), device=args.device) for value in values}
     turns = take_turns(steps, turns=args.turns, threads=args.threads, device=args.device)
     names = list(steps)

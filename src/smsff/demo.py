@@ -30,7 +30,7 @@ from smsff.callbacks.summary import write_json
 from smsff.data.crops import middle
 from smsff.data.folder import load_photos
 from smsff.data.images import to_image
-from smsff.data.known_styles import STYLES
+from smsff.data.known_styles import operator_of
 from smsff.errors import UserError
 from smsff.metrics import known_style, table
 from smsff.metrics.controls import choose_t0, img2img, train_paired
@@ -73,12 +73,11 @@ class Run:
             raise UserError(f"--run {folder}: there is no config.yaml in it; train.py writes one")
         config = OmegaConf.to_container(OmegaConf.load(file))
         assert isinstance(config, dict)
-        style = config["style"]["name"].removeprefix("demo_")
-        if style not in STYLES:
-            raise UserError(
-                f"--run {folder}: the truth of style {style} is not known, only of {', '.join(sorted(STYLES))}"
-            )
-        return cls(folder, {str(k): v for k, v in config.items()}, STYLES[style])
+        try:
+            operator = operator_of(config["style"]["name"])
+        except UserError as error:
+            raise UserError(f"--run {folder}: {error}") from error
+        return cls(folder, {str(k): v for k, v in config.items()}, operator)
 
     def build(self, key: str, **overrides: Any) -> Any:
         """What a node of the configuration describes."""

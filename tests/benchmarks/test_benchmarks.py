@@ -113,7 +113,7 @@ def test_each_runs_and_writes_its_figures(name: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_what_is_compiled_computes_the_same_in_one_graph_for_each_state_of_the_adapters() -> None:
     found = importlib.import_module("compiled").main(["--quick"])["results"]
-    graphs = {"scores, default (3 + 1)": 3, "scores, speed=fast (2 + 1)": 2, "generator, default": 1}
+    graphs = {"scores, neither (3 + 1)": 3, "scores, neither, speed=fast (2 + 1)": 2}
     for name, row in found.items():
         assert not row["graph_breaks"]
         assert row["graphs"] == graphs.get(name, 1)

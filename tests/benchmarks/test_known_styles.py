@@ -15,6 +15,7 @@ from test_train import tiny  # noqa: F401
 
 from smsff import demo
 from smsff.config import check_config
+from smsff.data.known_styles import STYLES, operator_of
 from smsff.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -31,9 +32,9 @@ ROWS, _ = known_styles.read_plan(known_styles.PLAN, None, None)
 def test_every_row_of_the_plan_is_a_configuration(row: Any) -> None:
     single = ["data=single", "data.path=photo.png", "data.short_side=304", "data.multiple=16"] if row.per_image else []
     for candidate in row.candidates.values():
-        plain = composed(*row.overrides, *candidate, *single, "style=demo_ink", "seed=2")
+        plain = composed(*row.overrides, *candidate, *single, f"style={row.styles[0]}", "seed=2")
         check_config(plain)
-        assert plain["style"]["name"] == "ink"
+        assert plain["style"]["name"] == row.styles[0]
         assert plain["generator"]["_target_"].endswith("Generator")
         assert (plain["data"]["_target_"].endswith("SingleImage")) is row.per_image
 
@@ -43,8 +44,14 @@ def test_the_plan_has_every_objective_and_every_row_of_the_ablation() -> None:
     assert {f"objective={name}" for name in ("sds", "dds", "pds", "vsd", "dmd")} <= overrides
     rows = {path.stem for path in (ROOT / "conf" / "experiment").glob("ablation_*.yaml")}
     assert {f"experiment={name}" for name in rows} <= overrides
-    assert PLAN["styles"] == ["ink", "watercolour", "cel"]
+    assert {len(row.candidates) for row in ROWS} == {3}
     assert len(PLAN["seeds"]) == 3
+
+
+def test_the_truth_of_every_style_that_a_plan_may_name_can_be_computed() -> None:
+    assert set(PLAN["styles"]) <= set(known_styles.KNOWN)
+    for style in known_styles.KNOWN:
+        assert operator_of(style) is STYLES[style.removeprefix("demo_")]
 
 
 @pytest.mark.parametrize(
@@ -56,26 +63,27 @@ def test_the_plan_has_every_objective_and_every_row_of_the_ablation() -> None:
         ({"rows": {"a b": {}, "A, b": {}}}, "same letters"),
         ({"controls": {"steps": 3}}, "unknown keys steps"),
         ({"choose_on": ["ghibli"]}, "ghibli is not known, only of"),
+        ({"styles": ["ink"]}, "ink is not known, only of demo_"),
     ],
 )
 def test_a_wrong_plan_is_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:
-    plan = {"styles": ["cel"], "seeds": [0], "controls": {"ceiling_steps": 1}, "rows": {"a": {}}, **change}
+    plan = {"styles": ["demo_cel"], "seeds": [0], "controls": {"ceiling_steps": 1}, "rows": {"a": {}}, **change}
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
     with pytest.raises(UserError, match=message):
         known_styles.read_plan(tmp_path / "plan.yaml", None, None)
 
 
 def test_styles_to_choose_on_and_seeds_of_the_ceiling(tmp_path: Path) -> None:
-    rows = {"a": {}, "b": {"styles": ["cel"]}}
-    plan = {"styles": ["cel", "ink"], "choose_on": ["ink"], "seeds": [0, 1], "rows": rows}
+    rows = {"a": {}, "b": {"styles": ["demo_cel"]}}
+    plan = {"styles": ["demo_cel", "demo_ink"], "choose_on": ["demo_ink"], "seeds": [0, 1], "rows": rows}
     path = tmp_path / "plan.yaml"
     path.write_text(yaml.safe_dump(plan))
     (a, b), ceiling = known_styles.read_plan(path, None, None)
-    assert (a.styles, a.choose_on, b.choose_on) == (["cel", "ink"], ["ink"], ["cel"])
+    assert (a.styles, a.choose_on, b.choose_on) == (["demo_cel", "demo_ink"], ["demo_ink"], ["demo_cel"])
     assert ceiling is None
     path.write_text(yaml.safe_dump({**plan, "controls": {"ceiling_steps": 7}}))
-    (a, _), ceiling = known_styles.read_plan(path, ["watercolour"], [4])
-    assert a.choose_on == ["watercolour"]
+    (a, _), ceiling = known_styles.read_plan(path, ["demo_watercolour"], [4])
+    assert a.choose_on == ["demo_watercolour"]
     assert (ceiling.steps, ceiling.seeds) == (7, [4])
     path.write_text(yaml.safe_dump({**plan, "controls": {"ceiling_steps": 7, "ceiling_seeds": [1]}}))
     assert known_styles.read_plan(path, None, None)[1].seeds == [1]
@@ -90,7 +98,7 @@ def test_every_row_of_the_plan_of_presets_is_a_configuration() -> None:
 
 def test_the_truth_has_no_style_distance_and_the_photo_no_content_distance() -> None:
     photo = demo.load_photos("test")["chelsea"][..., :96, :128]
-    truth = figures.STYLES["cel"](photo)
+    truth = STYLES["cel"](photo)
     nothing, perfect = figures.measure(photo, truth, photo), figures.measure(truth, truth, photo)
     brighter = figures.measure((0.8 * photo + 0.1), truth, photo)
     assert nothing["content_photo"] == pytest.approx(0, abs=1e-2)
@@ -177,7 +185,7 @@ def test_the_whole_benchmark_on_a_tiny_teacher(
     network = ["+generator.widths=[8,8]", "+generator.encoder_blocks=[1,1]", "+generator.decoder_blocks=[1]"]
     train = [*network, "data.batch_size=2", "data.val_max_side=48", "warmup.steps=0"]
     plan = {
-        "styles": ["cel"],
+        "styles": ["demo_cel"],
         "seeds": [0, 1],
         "overrides": [o for o in tiny if not o.startswith("steps")] + ["steps=2"],
         "controls": {"ceiling_steps": 2, "ceiling_seeds": [1]},
@@ -199,7 +207,7 @@ def test_the_whole_benchmark_on_a_tiny_teacher(
     arguments = ["--out", str(out), "--plan", str(tmp_path / "plan.yaml")]
     assert known_styles.main(arguments) == 1
     printed = capsys.readouterr().out
-    assert "FAILED: wrong, cel, seed 0" in printed
+    assert "FAILED: wrong, demo_cel, seed 0" in printed
     assert printed.count("trained (") == 2 + 2 + 1 + 2
     results = json.loads((out / "results.json").read_text())
     assert results["choices"]["SDS"]["chosen"] == "weak"  # the other one ruins the picture
@@ -213,14 +221,14 @@ def test_the_whole_benchmark_on_a_tiny_teacher(
     # Hardly trained: the photo, but for what padding, latents and 8 bits cost.
     assert value["SDS", 0]["psnr"] == pytest.approx(value[report.NOTHING, None]["psnr"], abs=0.1)
     assert value["photo", 0]["ssim"] != value[report.NOTHING, None]["ssim"]
-    assert Image.open(out / "runs/photo/cel/seed0/coffee/pictures/coffee.png").size == (96, 72)
-    assert not (out / "runs/sds-strong/cel/seed0/figures_test.json").exists()  # its test photos stay untouched
+    assert Image.open(out / "runs/photo/demo_cel/seed0/coffee/pictures/coffee.png").size == (96, 72)
+    assert not (out / "runs/sds-strong/demo_cel/seed0/figures_test.json").exists()  # its test photos stay untouched
 
     assert not list(out.glob("runs/sms/*/*/checkpoints"))  # measured: the network alone is kept
-    assert (out / "runs/sms/cel/seed1/export/model.safetensors").is_file()
+    assert (out / "runs/sms/demo_cel/seed1/export/model.safetensors").is_file()
     assert list(out.glob("runs/sds-strong/*/*/checkpoints"))
     for seed in (0, 1):
-        known = json.loads((out / f"runs/sms/cel/seed{seed}/metrics.json").read_text())["known_style"]
+        known = json.loads((out / f"runs/sms/demo_cel/seed{seed}/metrics.json").read_text())["known_style"]
         assert known["table"][report.OURS]["coffee"]["psnr"] == value["SMS", seed]["psnr"]
         assert known["table"][report.CEILING]["coffee"]["psnr"] == value[report.CEILING, 1]["psnr"]
         assert known["bar"]["passed"] is False

@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms.v2.functional import gaussian_blur
 
+from smsff.errors import UserError
+
 LUMA = (0.299, 0.587, 0.114)
 
 
@@ -123,3 +125,15 @@ STYLES: dict[str, Callable[..., Tensor]] = {
     "oil": oil,
     "watercolour": watercolour,
 }
+
+
+def operator_of(style: str) -> Callable[..., Tensor]:
+    """The operator of a style of the configuration: that of ``demo_ink`` is `ink`.
+
+    Raises:
+        UserError: it has none.
+    """
+    name = style.removeprefix("demo_")
+    if name not in STYLES:
+        raise UserError(f"the truth of style {name} is not known, only of {', '.join(sorted(STYLES))}")
+    return STYLES[name]
