@@ -77,6 +77,7 @@ BOUNDS: dict[str, Bound] = {
     "tuned.t_floor": TIMESTEP,
     "data.enlarge": Bound(1, 100),
     "tuned.scale.*": Bound(0, 1, open_low=True),
+    "tuned.enlarge": Bound(1, 100),
     "tuned.fake_rank": Bound(1, 4096),
     "tuned.fake_alpha": Bound(0, 1e6, open_low=True),
     "fake_score.rank": Bound(1, 4096),

@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException, UnsupportedInterpolationTyp
 
 from smsff.bounds import check_bounds
 from smsff.contradictions import check_contradictions
+from smsff.data.own import own_photos
 from smsff.errors import UserError, shown
 from smsff.slurm import run_name
 from smsff.trust import asset, find_target, limit_resolvers, nearest, targets_of
@@ -29,6 +30,7 @@ RESERVED = ("_target_", "_partial_")
 
 OmegaConf.register_new_resolver("asset", asset, replace=True)
 OmegaConf.register_new_resolver("run_name", run_name, use_cache=True, replace=True)
+OmegaConf.register_new_resolver("own_photos", own_photos, use_cache=True, replace=True)
 
 
 @dataclass(kw_only=True)
@@ -88,6 +90,7 @@ class Tuned:
         t_min, t_max: Smallest and largest t of the style score; in SD's schedule for other latents the same t hides
             more or less.
         scale: Side of a training crop's window as a fraction of the shorter side of the image, (low, high).
+        enlarge: How many times larger than in the image a pixel of a crop may at most be.
         fake_rank, fake_alpha, fake_layers: Size and places of the fake score's LoRA.
         pullback: How steps in latent space reach the picture, encoder or decoder.
         replay_every: Optimizer steps for one evaluation of the scores.
@@ -102,6 +105,7 @@ class Tuned:
     t_max: int
     t_floor: int
     scale: Sequence[float]
+    enlarge: float
     fake_rank: int
     fake_alpha: float
     fake_layers: Sequence[str]

@@ -107,8 +107,9 @@ PARTIAL = frozenset(
 )
 """Targets that are completed during the run: their nodes have ``_partial_: true``, and no others have."""
 
-RESOLVERS = frozenset({"asset", "now", "hydra", "run_name"})
-"""Functions that ``${name:...}`` may call: files of the package, the time or job, Hydra's own job number and such."""
+RESOLVERS = frozenset({"asset", "now", "hydra", "run_name", "own_photos"})
+"""Functions that ``${name:...}`` may call: files of the package, the time or job, Hydra's own job number and such, and
+whether the user has photos."""
 
 
 def permitted(name: str) -> bool:
