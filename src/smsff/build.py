@@ -107,7 +107,7 @@ def warn_of_samples(plain: dict[str, Any], data: ImageDataModule | SingleImage) 
     if base != asset("teacher") and plain["data"].get("root", "") is None:
         log.warning(
             "data.root: %d PHOTOS MAKE NO STYLIZER with teacher.base=%s: these are the bundled ones, for the embedded "
-            "teacher. Put your own into %s, or name their folder with data.root=FOLDER; data/README.md lists public sets",
+            "teacher. Put your own into %s, or name their folder with data.root=FOLDER (data/README.md)",
             data.summary()["train_images"],
             base,
             OWN,

@@ -62,11 +62,12 @@ def run(arguments: argparse.Namespace) -> int:
     if problems.wrong:
         raise UserError(next(iter(problems.wrong.values())))
     problems.warn()
+    print(f"{len(captioned)} of {len(images)} images have captions")
     if arguments.overwrite:
         captioned = {}
     wanted = [image for image in images if image not in captioned]
     if not wanted:
-        print(f"all {len(images)} images have captions already; --overwrite makes new ones")
+        print("nothing to do; --overwrite makes new captions")
         return 0
     captioner = load_captioner(arguments.model, device=arguments.device)
     console = Console(stderr=True, soft_wrap=True)

@@ -329,12 +329,13 @@ class ImageDataModule(LightningDataModule):
         """The images, their captions and what is left out, on one line."""
         folder = "the bundled photos" if self.root is None else printable(self.root)
         captioned = [*self.train.captioned, *self.val.captioned]
-        others = f", the others {self.default_caption!r}" if not all(captioned) else ""
-        left_out = f"; left out: {len(self.unreadable)} images, {len(self.bad_captions)} captions or kinds of files"
+        default = f", the others {self.default_caption!r}" if not all(captioned) else ""
+        images, others = len(self.unreadable), len(self.bad_captions)
+        left_out = f"; left out (see the log): {images} images, {others} captions or kinds of files"
         return (
             f"{folder}: {len(self.train)} images for training, {len(self.val)} for validation; {sum(captioned)} of "
-            f"{len(captioned)} have captions of their own{others}"
-            f"{left_out if self.unreadable or self.bad_captions else ''}"
+            f"{len(captioned)} have captions of their own{default}"
+            f"{left_out if images or others else ''}"
         )
 
     def summary(self) -> dict[str, int]:
