@@ -170,5 +170,10 @@ def test_what_cannot_work_is_said_in_one_sentence(blip: Path, pictures: Path, tm
     (pictures / "metadata.jsonl").write_text("nonsense\n")
     with pytest.raises(UserError, match="line 1"):
         caption_model.run(arguments(str(pictures), "--model", str(blip), "--overwrite"))
+    by_hand = '[\n{"file_name": "a.png", "text": "by hand"}\n]'
+    (pictures / "metadata.jsonl").write_text(by_hand)
+    with pytest.raises(UserError, match="line 1"):
+        caption_model.run(arguments(str(pictures), "--model", str(blip)))
+    assert (pictures / "metadata.jsonl").read_text() == by_hand
     with pytest.raises(SystemExit):
         arguments(str(pictures), "--batch-size", "0")

@@ -193,12 +193,14 @@ def test_what_gives_no_image_a_caption_is_named_and_counted(tmp_path: Path) -> N
         ".hidden": "",
         ".thumbnails/a.json": "{}",
         "metadata.jsonl": line("gone.jpg", "x") + line("B.jpg", "which of the two?"),
+        "B.txt": "which of the two?",
     }
     captions, problems = read(tmp_path, ["a.jpg", "b.jpg", "b.JPG"], files)
     assert captions == {}
     assert not problems.wrong
     said = sorted(text.removeprefix(f"{tmp_path}") for text in problems.absent.values())
     assert said == [
+        "/B.txt: there is no readable image of this name",
         "/IMG_1.txt: there is no readable image of this name",
         "/metadata.jsonl, line 1: there is no readable image 'gone.jpg'",
         "/metadata.jsonl, line 2: there is no readable image 'B.jpg'",

@@ -21,6 +21,8 @@ from smsff.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
+BEGINNING = b'{"file_name": "'
+"""Of every line that is added."""
 MODEL = "Salesforce/blip-image-captioning-base"
 
 
@@ -47,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     import torch  # here and below: --help should not wait for torch
     from rich.console import Console
 
-    from smsff.data.captions import Problems, read_captions
+    from smsff.data.captions import read_captions
     from smsff.data.images import find_images, printable
 
     if arguments.threads:
@@ -57,11 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not images:
         raise UserError(f"{printable(root)}: no images (jpg, png, webp, bmp, tif) in it or below it")
     _drop_cut_lines(metadata_file(image, root) for image in images)
-    problems = Problems()
-    captioned = read_captions(root, images, problems=problems)
-    if problems.wrong:
-        raise UserError(next(iter(problems.wrong.values())))
-    problems.warn()
+    captioned = read_captions(root, images)  # also refuses a malformed file
     print(f"{len(captioned)} of {len(images)} images have captions")
     if arguments.overwrite:
         captioned = {}
@@ -214,6 +212,8 @@ def _drop_cut_lines(paths: Iterable[Path]) -> None:
         if not data or data.endswith(b"\n"):
             continue
         last = data.rpartition(b"\n")[2]
+        if last[: len(BEGINNING)] != BEGINNING[: len(last)]:
+            continue  # not from here: whether it is a caption is found when it is read
         try:
             json.loads(last)
             _replace(path, data + b"\n")  # complete after all: written by hand

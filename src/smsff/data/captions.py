@@ -55,9 +55,8 @@ class Problems:
 
     def warn(self) -> None:
         """Name them in the log."""
-        warn_each("caption left out", self.wrong)
-        warn_each("caption left out", self.absent)
-        warn_each("caption", self.guessed)
+        for reasons in (self.wrong, self.absent, self.guessed):
+            warn_each("captions", reasons)
 
 
 def read_captions(root: Path, images: Sequence[Path], *, problems: Problems | None = None) -> dict[Path, str]:
@@ -71,12 +70,18 @@ def read_captions(root: Path, images: Sequence[Path], *, problems: Problems | No
     Args:
         root: The folder that was searched.
         images: Paths below ``root``, those that can be read.
-        problems: Takes what there is to say. Without it the first that is ``wrong`` is raised.
+        problems: Takes what there is to say. Without it the first that is ``wrong`` is raised, and the rest logged.
 
     Raises:
         UserError: See ``problems``; names file and line.
     """
-    raises, problems = problems is None, problems or Problems()
+    if problems is None:
+        problems = Problems()
+        captions = read_captions(root, images, problems=problems)
+        if problems.wrong:
+            raise UserError(next(iter(problems.wrong.values())))
+        problems.warn()
+        return captions
     found = _Captions(root, images, problems)
     folders = _other_files(root)
     for folder, names in folders:
@@ -90,8 +95,6 @@ def read_captions(root: Path, images: Sequence[Path], *, problems: Problems | No
         kind = ending or "without an ending"
         where = printable(root)
         problems.absent[f"{where}/*{ending}"] = f"{where}: not read: {len(paths)} {kind} ({first}{more})"
-    if raises and problems.wrong:
-        raise UserError(next(iter(problems.wrong.values())))
     return found.texts
 
 
@@ -131,8 +134,7 @@ class _Captions:
         """Captions by key of a table's line for the image of this name, the one that prevails first."""
         inside = relative_name(folder, self.root)
         for spelled in (name, name.replace("\\", "/")):
-            images = self._names.get(posixpath.normpath(posixpath.join(inside, spelled)))
-            if len(images) == 1:
+            if images := self._names.get(posixpath.normpath(posixpath.join(inside, spelled))):
                 for key, text in texts.items():
                     self._add(f"{where}, {key}", images[0], text)
                 return
@@ -149,7 +151,7 @@ class _Captions:
             else:
                 self.problems.absent[printable(path)] = f"{printable(path)}: there is no readable image of this name"
         for _, _, path, images in sorted(found):
-            text = _one_line(_read(path, self.problems))
+            text = _read(path, self.problems)
             for image in images:
                 self._add(printable(path), image, text)
 
@@ -178,14 +180,15 @@ class _Names:
         self._indices: list[dict[str, list[Path]]] = []
 
     def get(self, name: str) -> list[Path]:
-        """The images of this name, else of this name in the next form; none if no form fits."""
+        """The images of this name, else the only one of this name in another form, else none."""
         for number, form in enumerate(self.FORMS):
             if number == len(self._indices):  # made when first needed: there may be a million images
                 index: dict[str, list[Path]] = {}
                 for image in self._images:
                     index.setdefault(form(self._name(image)), []).append(image)
                 self._indices.append(index)
-            if images := self._indices[number].get(form(name)):
+            images = self._indices[number].get(form(name), [])
+            if len(images) == 1 or (images and number == 0):
                 return images
         return []
 
