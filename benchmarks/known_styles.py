@@ -78,8 +78,7 @@ class Job:
 
     def overrides(self, measurer: Measurer) -> list[str]:
         own = [*self.row.overrides, *self.row.candidates[self.candidate]]
-        if self.photo:
-            own += measurer.photo_overrides(self.photo)
+        own += measurer.photo_overrides(self.photo) if self.photo else ["data=bundled"]
         return [*own, f"style={self.style}", f"seed={self.seed}"]
 
     def __str__(self) -> str:

@@ -6,12 +6,16 @@ module, data = build_task(plain)          # then: Trainer(...).fit(module, data)
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import hydra
 
+from smsff.data.own import OWN
 from smsff.errors import UserError
+from smsff.launch import is_main_process
+from smsff.trust import asset
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -20,6 +24,8 @@ if TYPE_CHECKING:
     from smsff.data.single import SingleImage
     from smsff.module import StyleMatching
     from smsff.style_lora.module import StyleLora
+
+log = logging.getLogger(__name__)
 
 OPTIONS = ("steps", "seed", "fake_draws", "ema_decay", "grid_jitter", "pullback")
 """Keys of the configuration that the module takes as they are."""
@@ -68,6 +74,8 @@ def build_style_matching(plain: dict[str, Any]) -> tuple[StyleMatching, ImageDat
     """The training of a generator, and its data."""
     parts = build_parts(plain)
     data = parts.pop("data")  # an empty folder stops here, before the weights
+    if is_main_process():
+        warn_of_samples(plain, data)
     return build_module(plain, parts, data), data
 
 
@@ -88,7 +96,22 @@ def build_parts(plain: dict[str, Any]) -> dict[str, Any]:
     parts = {name: build(plain[name]) for name in CHEAP[plain["task"]]}
     parts |= {f"{name}_options": build(options) for name, options in plain["optimizer"].items()}
     parts["data"] = build(plain["data"])
+    if is_main_process():
+        log.info("data: %s", parts["data"].overview())
     return parts
+
+
+def warn_of_samples(plain: dict[str, Any], data: ImageDataModule | SingleImage) -> None:
+    """Say that the bundled photos are too few, if a network is trained on them with another base than the embedded."""
+    base = plain["teacher"]["base"]
+    if base != asset("teacher") and plain["data"].get("root", "") is None:
+        log.warning(
+            "data.root: %d PHOTOS MAKE NO STYLIZER with teacher.base=%s: these are the bundled ones, for the embedded "
+            "teacher. Put your own into %s, or name their folder with data.root=FOLDER (data/README.md)",
+            data.summary()["train_images"],
+            base,
+            OWN,
+        )
 
 
 def build_module(plain: dict[str, Any], parts: dict[str, Any], data: ImageDataModule | SingleImage) -> StyleMatching:

@@ -88,7 +88,8 @@ def _add_caption(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "caption",
         help="write captions for a folder of pictures",
         description="Write captions for a folder of pictures to its metadata.jsonl, with a captioning model. Pictures "
-        "that have a caption are skipped, so a run that was ended goes on where it stopped.",
+        "that have a caption (in any form of data/README.md) are skipped, so a run that was ended goes on where it "
+        "stopped.",
         epilog="Exit status: 0 all done, 1 some pictures could not be read (they are named), 2 bad usage.",
     )
     command.set_defaults(run=caption_model.run)

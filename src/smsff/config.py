@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException, UnsupportedInterpolationTyp
 
 from smsff.bounds import check_bounds
 from smsff.contradictions import check_contradictions
+from smsff.data.own import own_photos
 from smsff.errors import UserError, shown
 from smsff.slurm import run_name
 from smsff.trust import asset, find_target, limit_resolvers, nearest, targets_of
@@ -45,6 +46,7 @@ OmegaConf.register_new_resolver("asset", asset, replace=True)
 OmegaConf.register_new_resolver("run_name", run_name, use_cache=True, replace=True)
 OmegaConf.register_new_resolver("on_bfloat16", on_bfloat16, replace=True)
 OmegaConf.register_new_resolver("warmup_steps", warmup_steps, replace=True)
+OmegaConf.register_new_resolver("own_photos", own_photos, use_cache=True, replace=True)
 
 
 @dataclass(kw_only=True)

@@ -105,9 +105,9 @@ PARTIAL = frozenset(
 )
 """Targets that are completed during the run: their nodes have ``_partial_: true``, and no others have."""
 
-RESOLVERS = frozenset({"asset", "now", "hydra", "run_name", "on_bfloat16", "warmup_steps"})
-"""Functions that ``${name:...}`` may call: files of the package, time and job, Hydra's job number, what the
-device can do, a share of the steps."""
+RESOLVERS = frozenset({"asset", "now", "hydra", "run_name", "own_photos", "on_bfloat16", "warmup_steps"})
+"""Functions that ``${name:...}`` may call: files of the package, time and job, Hydra's job number, whether the user has
+photos, what the device can do, a share of the steps."""
 
 
 def permitted(name: str) -> bool:

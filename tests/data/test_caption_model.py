@@ -114,7 +114,33 @@ def test_a_second_run_goes_on_where_the_first_stopped(
     assert len(captions(pictures)) == 4
     capsys.readouterr()
     assert caption_model.run(options) == 0
-    assert "all 4 images have captions already" in capsys.readouterr().out
+    assert "4 of 4 images have captions" in capsys.readouterr().out
+
+
+def test_captions_are_added_beside_every_kind_of_table_and_prevail(
+    blip: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (pictures / "e.png").unlink()
+    (pictures / "sub" / "metadata.csv").write_text("file_name,text\nc.png,old\n")
+    (pictures / "a.caption").write_text("old")
+    (pictures / "notes.json").write_text("{}")
+    options = [str(pictures), "--model", str(blip), "--prompt", "red sea", "--threads", "1"]
+    assert caption_model.run(arguments(*options)) == 0
+    assert "2 of 4 images have captions" in capsys.readouterr().out
+    assert {name for name, text in captions(pictures).items() if text == "old"} == {"a.png", "sub/c.png"}
+    assert caption_model.run(arguments(*options, "--overwrite")) == 0
+    assert all(text.startswith("red sea") for text in captions(pictures).values())
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "cp1252"])
+@pytest.mark.parametrize("end", ["", "\n"])
+def test_a_table_in_another_encoding_is_left_as_it_is(blip: Path, pictures: Path, encoding: str, end: str) -> None:
+    table = pictures / "metadata.jsonl"
+    table.write_text('{"file_name": "a.png", "text": "the caf\u00e9"}' + end, encoding=encoding)
+    before = table.read_bytes()
+    with pytest.raises(UserError, match=r"metadata\.jsonl: not UTF-8"):
+        caption_model.run(arguments(str(pictures), "--model", str(blip)))
+    assert table.read_bytes() == before
 
 
 def test_overwriting_replaces_captions_where_they_stand(blip: Path, pictures: Path) -> None:
@@ -144,5 +170,10 @@ def test_what_cannot_work_is_said_in_one_sentence(blip: Path, pictures: Path, tm
     (pictures / "metadata.jsonl").write_text("nonsense\n")
     with pytest.raises(UserError, match="line 1"):
         caption_model.run(arguments(str(pictures), "--model", str(blip), "--overwrite"))
+    by_hand = '[\n{"file_name": "a.png", "text": "by hand"}\n]'
+    (pictures / "metadata.jsonl").write_text(by_hand)
+    with pytest.raises(UserError, match="line 1"):
+        caption_model.run(arguments(str(pictures), "--model", str(blip)))
+    assert (pictures / "metadata.jsonl").read_text() == by_hand
     with pytest.raises(SystemExit):
         arguments(str(pictures), "--batch-size", "0")

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import pickle
+import shutil
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from smsff.data.datamodule import BatchDraws, ImageDataModule, end_with, image_index
+from smsff.data.single import SingleImage
 from smsff.errors import UserError
 
 Record = tuple[list[int], list[int], list[int], float, list[str]]
@@ -205,6 +207,34 @@ def test_validation_is_on_whole_images_of_the_other_part(photos: Path, tmp_path:
 
 def test_without_validation_images_there_is_no_loader(photos: Path) -> None:
     assert data(photos).val_dataloader() == []
+
+
+def test_the_overview_has_every_count(photos: Path, tmp_path: Path) -> None:
+    shutil.copytree(photos, tmp_path / "a")
+    module = data(tmp_path / "a", val_fraction=0.4)
+    counts = f"{len(module.train)} images for training, {len(module.val)} for validation"
+    assert module.overview() == f"{tmp_path}/a: {counts}; 7 of 7 have captions of their own"
+    for name in ("0.txt", "1.txt"):
+        (tmp_path / "a" / name).unlink()
+    (tmp_path / "a/bad.png").touch()
+    for name in ("gone.txt", "a.json", "b.json"):
+        (tmp_path / "a" / name).touch()
+    module = data(tmp_path / "a", val_fraction=0.4, default_caption="a photo", max_unreadable_share=0.5)
+    assert module.overview() == (
+        f"{tmp_path}/a: {counts}; 5 of 7 have captions of their own, the others 'a photo'; left out (see the log): "
+        "1 images, 2 captions or kinds of files"
+    )
+    bundled = ImageDataModule(crop_size=32, batch_size=2, steps=2)
+    assert bundled.overview().startswith("the bundled photos: 21 images for training, 3 for validation; 0 of 24 have")
+    single = SingleImage(path=str(photos / "0.png"), short_side=16, caption="a lake", steps=1)
+    assert single.overview() == f"{photos}/0.png: one picture of 24 x 16 pixels, caption 'a lake'"
+
+
+def test_loader_processes_by_default(photos: Path) -> None:
+    bundled = {"crop_size": 32, "batch_size": 2, "steps": 2}
+    assert data(photos, num_workers=None).num_workers == 4
+    assert ImageDataModule(**bundled, num_workers=None).num_workers == 0
+    assert ImageDataModule(**bundled, num_workers=1).num_workers == 1
 
 
 def test_bundled_photos() -> None:

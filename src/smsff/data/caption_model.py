@@ -21,6 +21,8 @@ from smsff.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
+BEGINNING = b'{"file_name": "'
+"""Of every line that is added."""
 MODEL = "Salesforce/blip-image-captioning-base"
 
 
@@ -58,11 +60,12 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"{printable(root)}: no images (jpg, png, webp, bmp, tif) in it or below it")
     _drop_cut_lines(metadata_file(image, root) for image in images)
     captioned = read_captions(root, images)  # also refuses a malformed file
+    print(f"{len(captioned)} of {len(images)} images have captions")
     if arguments.overwrite:
         captioned = {}
     wanted = [image for image in images if image not in captioned]
     if not wanted:
-        print(f"all {len(images)} images have captions already; --overwrite makes new ones")
+        print("nothing to do; --overwrite makes new captions")
         return 0
     captioner = load_captioner(arguments.model, device=arguments.device)
     console = Console(stderr=True, soft_wrap=True)
@@ -133,11 +136,11 @@ def load_captioner(name: str, *, device: str = "auto") -> Captioner:
 
 
 def metadata_file(image: Path, root: Path) -> Path:
-    """The ``metadata.jsonl`` that speaks of an image: the nearest there is up to the root, else the root's."""
-    from smsff.data.captions import METADATA
+    """The ``metadata.jsonl`` that prevails for an image: beside the nearest table up to the root, else the root's."""
+    from smsff.data.captions import METADATA, TABLES
 
     folder = image.parent
-    while folder != root and not (folder / METADATA).is_file():
+    while folder != root and not any((folder / name).is_file() for name in TABLES):
         folder = folder.parent
     return folder / METADATA
 
@@ -190,14 +193,27 @@ def _read(images: Iterable[Path], console: Any) -> Iterator[tuple[Path, Tensor]]
 
 
 def _drop_cut_lines(paths: Iterable[Path]) -> None:
-    """Remove a last line without its end, which a machine that lost power leaves; everything else is left as it is."""
+    """Remove a last line without its end, which a machine that lost power leaves; everything else is left as it is.
+
+    Raises:
+        UserError: a file in another encoding than that of the lines that will be added.
+    """
+    from smsff.data.images import printable
+
     for path in set(paths):
         if not path.is_file():
             continue
         data = path.read_bytes()
+        try:
+            data.decode()
+        except UnicodeDecodeError as error:
+            if error.reason != "unexpected end of data":  # a letter that was cut goes with its line
+                raise UserError(f"{printable(path)}: not UTF-8; save it as UTF-8, for lines are added to it") from error
         if not data or data.endswith(b"\n"):
             continue
         last = data.rpartition(b"\n")[2]
+        if last[: len(BEGINNING)] != BEGINNING[: len(last)]:
+            continue  # not from here: whether it is a caption is found when it is read
         try:
             json.loads(last)
             _replace(path, data + b"\n")  # complete after all: written by hand

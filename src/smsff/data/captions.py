@@ -1,124 +1,314 @@
-"""Captions of an image folder: ``metadata.jsonl`` (Hugging Face's imagefolder layout), ``.txt`` beside the image."""
+"""Captions of an image folder: tables of many images, and text files beside the images (rules: data/README.md).
+
+`read_captions` names whatever lies in the folder and gives no image its caption, so that none is lost unnoticed.
+"""
 
 from __future__ import annotations
 
+import codecs
+import csv
+import io
 import json
+import logging
 import os
 import posixpath
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from smsff.data.images import printable, relative_name
+from smsff.data.images import EXTENSIONS, printable, relative_name
 from smsff.errors import UserError, shown
 
 METADATA = "metadata.jsonl"
+"""What ``smsff caption`` writes."""
+TABLES = (METADATA, "metadata.csv", "metadata.json")
+"""Captions of many images, in any case; the first prevails where one folder has several."""
+TEXTS = (".txt", ".caption")
+"""Endings of files with the caption of one image, in any case; the first prevails."""
+KEYS = ("text", "caption", "prompt")
+"""Keys or columns of a table that may hold the caption; the first prevails."""
+EXPECTED = f'"file_name" and one of {", ".join(KEYS)}'
+MAX_NAMED = 3
+"""Files of one kind that are not read: so many are named, the others only counted."""
+MAX_WARNED = 20
+"""Lines in the log about one matter; the others are only counted."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
 class Problems:
-    """What is wrong with captions, collected instead of raised: a sentence by file and line.
+    """What is to be said about the captions of a folder: a sentence by file, line or image.
 
     Attributes:
-        wrong: What cannot be read as a caption.
-        absent: Captions of images that are not there or cannot be read.
+        wrong: What cannot be read as a caption, although its place says that it is one.
+        absent: What gives no image a caption: there is no such readable image, another caption prevails, or the file
+            is of a kind that is not read.
+        guessed: Files that are read although their encoding is not certain.
     """
 
     wrong: dict[str, str] = field(default_factory=dict)
     absent: dict[str, str] = field(default_factory=dict)
+    guessed: dict[str, str] = field(default_factory=dict)
+
+    def warn(self) -> None:
+        """Name them in the log."""
+        for reasons in (self.wrong, self.absent, self.guessed):
+            warn_each("captions", reasons)
 
 
 def read_captions(root: Path, images: Sequence[Path], *, problems: Problems | None = None) -> dict[Path, str]:
-    """Captions of those images that have one.
+    """Captions of those images that have one, each on one line.
 
-    First choice is the nearest ``metadata.jsonl`` that names the image, from its own folder up to ``root``; each line
-    is an object with ``file_name``, relative to the folder of the metadata file, and ``text``. Second choice is a
-    ``.txt`` of the same name beside the image. Empty captions count as none.
+    First choice is a table (`TABLES`) in the folder of the image, then one in the folder above, up to ``root``; its
+    ``file_name`` is relative to the folder of the table. Of several lines about an image the last counts. Second choice
+    is a text file (`TEXTS`) beside the image, ``a.jpg.txt`` before ``a.txt``. Empty captions count as none. A name that
+    no image has exactly may also differ in case, in the composition of its letters (NFC, NFD) or by backslashes.
 
     Args:
         root: The folder that was searched.
-        images: Paths below ``root``.
-        problems: Takes what is wrong: a malformed line or text that is not UTF-8, whose caption counts as none then,
-            and captions of images that are not there. Without it the first that is wrong is raised.
+        images: Paths below ``root``, those that can be read.
+        problems: Takes what there is to say. Without it the first that is ``wrong`` is raised, and the rest logged.
 
     Raises:
         UserError: See ``problems``; names file and line.
     """
-    names = {relative_name(image, root) for image in images}
-    named: dict[str, str] = {}
-    texts: set[str] = set()
-    for folder in _folders(root, images):
-        named.update(_read_metadata(root, folder, names, problems))
-        texts |= _text_files(folder)
-    captions = {}
-    for image in images:
-        text = named.get(relative_name(image, root))
-        beside = os.path.splitext(image)[0] + ".txt"
-        if not text and beside in texts:
-            text = _one_line(_read(Path(beside), problems))
-        if text:
-            captions[image] = text
-    return captions
+    if problems is None:
+        problems = Problems()
+        captions = read_captions(root, images, problems=problems)
+        if problems.wrong:
+            raise UserError(next(iter(problems.wrong.values())))
+        problems.warn()
+        return captions
+    found = _Captions(root, images, problems)
+    folders = _other_files(root)
+    for folder, names in folders:
+        for table in sorted((n for n in names if n.lower() in TABLES), key=lambda n: TABLES.index(n.lower())):
+            for where, name, texts in reversed(list(_entries(folder / table, problems))):
+                found.add_named(where, folder, name, texts)
+    found.add_beside([folder / name for folder, names in folders for name in names if _ending(name) in TEXTS])
+    for ending, paths in _unknown(folders).items():
+        first = ", ".join(printable(relative_name(path, root)) for path in paths[:MAX_NAMED])
+        more = ", ..." if len(paths) > MAX_NAMED else ""
+        kind = ending or "without an ending"
+        where = printable(root)
+        problems.absent[f"{where}/*{ending}"] = f"{where}: not read: {len(paths)} {kind} ({first}{more})"
+    return found.texts
 
 
-def _folders(root: Path, images: Sequence[Path]) -> list[Path]:
-    """All folders from ``root`` down to those of the images, outer ones first, so that inner metadata prevails."""
-    folders = {root}
-    for parent in {image.parent for image in images}:
-        while parent != root and parent not in folders:
-            folders.add(parent)
-            parent = parent.parent
-    return sorted(folders, key=lambda folder: len(folder.parts))
+def warn_each(what: str, reasons: Mapping[str, str]) -> None:
+    """A line in the log for each reason, of very many for the first ones."""
+    for reason in list(reasons.values())[:MAX_WARNED]:
+        log.warning("%s: %s", what, reason)
+    if len(reasons) > MAX_WARNED:
+        log.warning("%s: %d more", what, len(reasons) - MAX_WARNED)
 
 
-def _text_files(folder: Path) -> set[str]:
-    """The ``.txt`` files of a folder: one listing, instead of a failing attempt for each of a million images."""
+def decode_text(data: bytes) -> tuple[str, str]:
+    """Text and its encoding: what a byte order mark says, else UTF-8, else Windows' Western European, cp1252.
+
+    Raises:
+        UnicodeDecodeError: It is none of them.
+    """
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return data.decode("utf-16"), "utf-16"
     try:
-        with os.scandir(folder) as listing:
-            return {os.path.join(folder, entry.name) for entry in listing if entry.name.endswith(".txt")}
-    except OSError:  # gone meanwhile, as its images will be found to be
-        return set()
+        return data.decode("utf-8-sig"), "utf-8"
+    except UnicodeDecodeError:
+        return data.decode("cp1252"), "cp1252"
 
 
-def _read_metadata(root: Path, folder: Path, images: set[str], problems: Problems | None) -> dict[str, str]:
-    """Captions of one metadata file by image name relative to ``root``; empty if there is no such file."""
-    path = folder / METADATA
-    captions = {}
-    for number, line in enumerate(_read(path, problems).split("\n"), start=1):
+class _Captions:
+    """The captions found so far; the first of an image stays, and a later one that differs is named."""
+
+    def __init__(self, root: Path, images: Sequence[Path], problems: Problems) -> None:
+        self.root, self.problems = root, problems
+        self.texts: dict[Path, str] = {}
+        self._places: dict[Path, str] = {}
+        self._names = _Names(images, lambda image: relative_name(image, root))
+        self._stems = _Names(images, lambda image: os.path.splitext(relative_name(image, root))[0])
+
+    def add_named(self, where: str, folder: Path, name: str, texts: Mapping[str, str]) -> None:
+        """Captions by key of a table's line for the image of this name, the one that prevails first."""
+        inside = relative_name(folder, self.root)
+        for spelled in (name, name.replace("\\", "/")):
+            if images := self._names.get(posixpath.normpath(posixpath.join(inside, spelled))):
+                for key, text in texts.items():
+                    self._add(f"{where}, {key}", images[0], text)
+                return
+        self.problems.absent[where] = f"{where}: there is no readable image {shown(name)}"
+
+    def add_beside(self, paths: Iterable[Path]) -> None:
+        """Captions of text files for the images beside them."""
+        found = []
+        for path in paths:
+            name = os.path.splitext(relative_name(path, self.root))[0]
+            exact = self._names.get(name) if _ending(name) in EXTENSIONS else []
+            if images := exact or self._stems.get(name):
+                found.append((not exact, TEXTS.index(_ending(path)), path, images))
+            else:
+                self.problems.absent[printable(path)] = f"{printable(path)}: there is no readable image of this name"
+        for _, _, path, images in sorted(found):
+            text = _read(path, self.problems)
+            for image in images:
+                self._add(printable(path), image, text)
+
+    def _add(self, where: str, image: Path, text: str) -> None:
+        text = _one_line(text)
+        if text and image not in self.texts:
+            self.texts[image], self._places[image] = text, where
+        elif text and self.texts[image] != text:
+            name = printable(relative_name(image, self.root))
+            self.problems.absent[f"{where}, {name}"] = (
+                f"{where}: not used, for {name} has another caption in {self._places[image]}"
+            )
+
+
+class _Names:
+    """Images by a name of theirs, which others may spell in another way."""
+
+    FORMS: tuple[Callable[[str], str], ...] = (
+        str,
+        lambda name: unicodedata.normalize("NFC", name),  # macOS takes letters apart from their accents
+        lambda name: unicodedata.normalize("NFC", name).casefold(),
+    )
+
+    def __init__(self, images: Sequence[Path], name: Callable[[Path], str]) -> None:
+        self._images, self._name = images, name
+        self._indices: list[dict[str, list[Path]]] = []
+
+    def get(self, name: str) -> list[Path]:
+        """The images of this name, else the only one of this name in another form, else none."""
+        for number, form in enumerate(self.FORMS):
+            if number == len(self._indices):  # made when first needed: there may be a million images
+                index: dict[str, list[Path]] = {}
+                for image in self._images:
+                    index.setdefault(form(self._name(image)), []).append(image)
+                self._indices.append(index)
+            images = self._indices[number].get(form(name), [])
+            if len(images) == 1 or (images and number == 0):
+                return images
+        return []
+
+
+def _other_files(root: Path) -> list[tuple[Path, list[str]]]:
+    """The names of all files that are no images, by folder, inner folders first; hidden ones left out.
+
+    Links are followed as `find_images` does, so that the files of a folder have the same path as its images.
+    """
+    found, seen = [], set()
+    for folder, below, names in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        below[:] = [] if real in seen else sorted((n for n in below if n[0] != "."), key=lambda name: f"{name}/")
+        if real not in seen:
+            others = sorted(n for n in names if n[0] != "." and _ending(n) not in EXTENSIONS)
+            found.append((Path(folder), others))
+        seen.add(real)
+    return sorted(found, key=lambda one: -len(one[0].parts))
+
+
+def _unknown(folders: Iterable[tuple[Path, Sequence[str]]]) -> dict[str, list[Path]]:
+    """The files that are neither tables nor texts, by their ending."""
+    unknown: dict[str, list[Path]] = {}
+    for folder, names in folders:
+        for name in names:
+            if name.lower() not in TABLES and _ending(name) not in TEXTS:
+                unknown.setdefault(_ending(name), []).append(folder / name)
+    return unknown
+
+
+def _ending(name: str | Path) -> str:
+    return os.path.splitext(name)[1].lower()
+
+
+def _entries(path: Path, problems: Problems) -> Iterator[tuple[str, str, dict[str, str]]]:
+    """(where, file name, captions by key) of every line or entry of a table that can be understood."""
+    records = {".csv": _rows, ".json": _objects}.get(_ending(path), _lines)
+    for where, record in records(printable(path), _read(path, problems), problems):
+        texts = {key: record[key] for key in KEYS if key in record} if isinstance(record, Mapping) else {}
+        given = {key: text for key, text in texts.items() if text is not None}
+        if not texts or not all(isinstance(text, str) for text in (record.get("file_name"), *given.values())):
+            _report(where, f"expected an object with {EXPECTED}, all of them strings", problems)
+        else:
+            yield where, record["file_name"], given
+
+
+def _lines(path: str, text: str, problems: Problems) -> Iterator[tuple[str, Any]]:
+    """The JSON values of a text that has one on each line."""
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
-        where = f"{printable(path)}, line {number}"
+        where = f"{path}, line {number}"
         try:
-            entry = json.loads(line)
+            yield where, json.loads(line)
         except (ValueError, RecursionError) as error:  # ValueError also for a number of thousands of digits
             _report(where, f"not valid JSON ({error})", problems)
+
+
+def _objects(path: str, text: str, problems: Problems) -> Iterator[tuple[str, Any]]:
+    """The objects of a JSON list, of one object, or of a text that has one on each line."""
+    try:
+        whole = json.loads(text) if text.strip() else []
+    except (ValueError, RecursionError):
+        yield from _lines(path, text, problems)
+        return
+    for number, value in enumerate(whole if isinstance(whole, list) else [whole], start=1):
+        yield f"{path}, entry {number}", value
+
+
+def _rows(path: str, text: str, problems: Problems) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of a CSV table whose first line names the columns; separated by commas, semicolons or tabs."""
+    if not text.strip():
+        return
+    text = text.lstrip("\r\n")
+    delimiter = max(",;\t", key=text.splitlines()[0].count)
+    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
+    try:
+        rows.fieldnames = [name.strip() for name in rows.fieldnames or []]
+    except csv.Error as error:
+        _report(path, f"not a CSV table ({error})", problems)
+        return
+    if "file_name" not in rows.fieldnames or not set(KEYS) & set(rows.fieldnames):
+        _report(path, f"must have the columns {EXPECTED}, has {shown(rows.fieldnames)}", problems)
+        return
+    while True:
+        start = rows.reader.line_num + 1
+        try:
+            row = next(rows, None)
+        except csv.Error as error:
+            _report(f"{path}, line {start}", f"not a row of a CSV table ({error})", problems)
             continue
-        if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in ("file_name", "text")):
-            _report(where, 'expected an object with the strings "file_name" and "text"', problems)
-            continue
-        name = posixpath.normpath(posixpath.join(relative_name(folder, root), entry["file_name"]))
-        captions[name] = _one_line(entry["text"])
-        if problems is not None and name not in images:
-            problems.absent[where] = f"{where}: there is no readable image {shown(entry['file_name'])}"
-    return captions
+        if row is None:
+            return
+        where = f"{path}, line {rows.line_num}"
+        if None in row:
+            _report(where, "more fields than columns; a caption with a comma must stand in quotation marks", problems)
+        else:
+            yield where, row
 
 
-def _report(where: str, reason: str, problems: Problems | None, error: Exception | None = None) -> None:
-    if problems is None:
-        raise UserError(f"{where}: {reason}") from error
-    problems.wrong[where] = f"{where}: {reason}"
-
-
-def _read(path: Path, problems: Problems | None) -> str:
+def _read(path: Path, problems: Problems) -> str:
+    """Text of a file, empty if it cannot be read."""
+    where = printable(path)
     try:
         if not path.is_file():  # reading a pipe would wait for ever
-            return ""
-        return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        return ""
+            raise OSError("not a regular file")
+        text, encoding = decode_text(path.read_bytes())
     except (UnicodeDecodeError, OSError) as error:
-        _report(printable(path), f"cannot be read as UTF-8 text ({error})", problems, error)
+        _report(where, f"cannot be read as text ({error})", problems)
         return ""
+    if "\0" in text:
+        _report(where, "cannot be read as text: UTF-16 needs a byte order mark", problems)
+        return ""
+    if encoding == "cp1252":
+        problems.guessed[where] = f"{where}: not valid UTF-8, read as cp1252 (Western European); save it as UTF-8"
+    return text
+
+
+def _report(where: str, reason: str, problems: Problems) -> None:
+    problems.wrong[where] = f"{where}: {reason}"
 
 
 def _one_line(text: str) -> str:

@@ -18,18 +18,15 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from smsff.data.captions import Problems
+from smsff.data.captions import warn_each
 from smsff.data.crops import random_window, shrink_to, to_signed
 from smsff.data.fingerprint import DataState, fingerprint, warn_of
 from smsff.data.folder import BUNDLED, ImageFolder, split_by_name
-from smsff.data.images import MAX_PIXELS
+from smsff.data.images import MAX_PIXELS, printable
 from smsff.errors import UserError
 from smsff.randomness import keyed_generator
 
 log = logging.getLogger(__name__)
-
-MAX_NAMED = 20
-"""Unreadable images named one by one; the others are only counted."""
 
 Draw = tuple[int, int]
 """One sample of the training: (iteration, position in the global batch)"""
@@ -174,8 +171,8 @@ class ImageDataModule(LightningDataModule):
         train, val, test: The three ``ImageFolder``s; ``val`` and ``test`` may be empty. ``test`` is ``val`` for a
             folder of one's own; the bundled photos have test photos apart.
         unreadable: Reason by name of every image that could not be read so far.
-        bad_captions: The same of captions, by file and line.
-        found: Images in the folder, those that cannot be read included.
+        bad_captions: The same of captions and of other files that are not read, by file and line.
+        found: Images that there are, those that cannot be read included.
     """
 
     def __init__(
@@ -185,7 +182,7 @@ class ImageDataModule(LightningDataModule):
         crop_size: int,
         batch_size: int,
         steps: int,
-        num_workers: int = 0,
+        num_workers: int | None = 0,
         val_fraction: float = 0.05,
         default_caption: str = "",
         flip: bool = True,
@@ -206,7 +203,7 @@ class ImageDataModule(LightningDataModule):
             batch_size: Of each process.
             steps: Optimizer steps of the training. The loader is one long epoch of ``steps`` batches, times the
                 trainer's ``accumulate_grad_batches``.
-            num_workers: Loader processes.
+            num_workers: Loader processes; None for 4, or for the bundled photos none: they are kept in memory.
             val_fraction: Share of the images, by hash of the name, kept for validation. Not used for bundled photos.
             default_caption: For images without a caption.
             flip: Mirror half of the crops.
@@ -228,6 +225,7 @@ class ImageDataModule(LightningDataModule):
         _require(crop_size >= 1, "data.crop_size", crop_size, "at least 1")
         _require(batch_size >= 1, "data.batch_size", batch_size, "at least 1")
         _require(steps >= 1, "data.steps", steps, "at least 1")
+        num_workers = (0 if root is None else 4) if num_workers is None else num_workers
         _require(num_workers >= 0, "data.num_workers", num_workers, "0 or more")
         _require(0 <= val_fraction < 1, "data.val_fraction", val_fraction, "at least 0 and below 1")
         ordered = len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1
@@ -243,6 +241,8 @@ class ImageDataModule(LightningDataModule):
         _require(0 <= max_unreadable_share <= 1, "data.max_unreadable_share", max_unreadable_share, "from 0 to 1")
         self.cache_mb, self.val_max_side = cache_mb, val_max_side
         self.max_unreadable_share, self.worker_timeout = max_unreadable_share, worker_timeout
+        self.root, self.default_caption = root, default_caption
+        self.found = 0
         self.bad_captions: dict[str, str] = {}
         self.unreadable: dict[str, str] = {}
         self._state: DataState | None = None
@@ -252,13 +252,11 @@ class ImageDataModule(LightningDataModule):
             self.found = sum(map(len, parts))
         else:
             folder = ImageFolder(root, default_caption=default_caption, max_pixels=max_pixels)
-            self.found = len(folder) + len(folder.unreadable)
             names = [folder.name(i) for i in range(len(folder))]
             train, val = split_by_name(names, val_fraction)
             self.train, self.val = folder.subset(train), folder.subset(val)
             self.test = self.val
-            self._note(folder.unreadable, same_everywhere=True)
-            self._note_captions(folder.problems)
+            self._note_folder(folder)
             small = sum(min(size) < crop_size for size in folder.sizes)
             if small and getattr(rank_zero_only, "rank", 0) == 0:
                 log.warning("data.crop_size=%d: %d images are smaller and are enlarged", crop_size, small)
@@ -320,6 +318,19 @@ class ImageDataModule(LightningDataModule):
         if self.trainer is None or self.trainer.is_global_zero:
             warn_of(state_dict, self.state(), processes=self.trainer.world_size if self.trainer else 1)
 
+    def overview(self) -> str:
+        """The images, their captions and what is left out, on one line."""
+        folder = "the bundled photos" if self.root is None else printable(self.root)
+        captioned = [*self.train.captioned, *self.val.captioned]
+        default = f", the others {self.default_caption!r}" if not all(captioned) else ""
+        images, others = len(self.unreadable), len(self.bad_captions)
+        left_out = f"; left out (see the log): {images} images, {others} captions or kinds of files"
+        return (
+            f"{folder}: {len(self.train)} images for training, {len(self.val)} for validation; {sum(captioned)} of "
+            f"{len(captioned)} have captions of their own{default}"
+            f"{left_out if images or others else ''}"
+        )
+
     def summary(self) -> dict[str, int]:
         """Counts for the summary of a run."""
         return {
@@ -359,21 +370,17 @@ class ImageDataModule(LightningDataModule):
         self.unreadable.update(new)
         if same_everywhere and getattr(rank_zero_only, "rank", 0) != 0:  # what every process finds is reported by one
             return
-        for reason in list(new.values())[:MAX_NAMED]:
-            log.warning("left out: %s", reason)
-        if len(new) > MAX_NAMED:
-            log.warning("left out: %d more images that cannot be read", len(new) - MAX_NAMED)
+        warn_each("left out", new)
         self._stop_if_too_many(self.unreadable, "images cannot be read")
 
-    def _note_captions(self, problems: Problems) -> None:
-        """Count and name what is wrong with captions; those of images that are not there are no reason to stop."""
-        self.bad_captions = {**problems.wrong, **problems.absent}
+    def _note_folder(self, folder: ImageFolder) -> None:
+        """Count and name what of a folder is not used; only what cannot be read is a reason to stop."""
+        self.found += len(folder) + len(folder.unreadable)
+        self._note(folder.unreadable, same_everywhere=True)
+        self.bad_captions |= folder.problems.wrong | folder.problems.absent
         if getattr(rank_zero_only, "rank", 0) == 0:
-            for reason in list(self.bad_captions.values())[:MAX_NAMED]:
-                log.warning("caption left out: %s", reason)
-            if len(self.bad_captions) > MAX_NAMED:
-                log.warning("captions left out: %d more", len(self.bad_captions) - MAX_NAMED)
-        self._stop_if_too_many(problems.wrong, "captions cannot be read")
+            folder.problems.warn()
+        self._stop_if_too_many(folder.problems.wrong, "captions cannot be read")
 
     def _stop_if_too_many(self, bad: dict[str, str], what: str) -> None:
         if len(bad) > self.max_unreadable_share * self.found or len(bad) >= self.found:

@@ -29,9 +29,10 @@ class ImageFolder:
         root: The folder.
         paths: The images.
         captions: One for each image.
+        captioned: For each image, whether that caption is its own and not the default.
         sizes: (width, height) of each image as in its header.
         unreadable: Reason by name, for the files whose header could not be read.
-        problems: What is wrong with the captions.
+        problems: What there is to say about the captions.
         max_pixels: Images with more are not read.
     """
 
@@ -71,6 +72,7 @@ class ImageFolder:
         self.problems = Problems()
         texts = read_captions(self.root, self.paths, problems=self.problems)
         self.captions = [texts.get(path, default_caption) for path in self.paths]
+        self.captioned = [path in texts for path in self.paths]
         self._cache: list[Tensor | str] | None = None
 
     def __len__(self) -> int:
@@ -137,6 +139,7 @@ class ImageFolder:
         part.paths = [self.paths[i] for i in indices]
         part.sizes = [self.sizes[i] for i in indices]
         part.captions = [self.captions[i] for i in indices]
+        part.captioned = [self.captioned[i] for i in indices]
         part._cache = None
         return part
 

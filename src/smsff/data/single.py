@@ -95,6 +95,11 @@ class SingleImage(LightningDataModule):
         parts = self.trainer.accumulate_grad_batches if self.trainer else 1
         return DataState(fingerprint=found, images=1, global_batch=1, micro_batches=parts)
 
+    def overview(self) -> str:
+        """The picture and its caption, on one line."""
+        height, width = self.image.shape[1:]
+        return f"{printable(self.path)}: one picture of {width} x {height} pixels, caption {self.caption!r}"
+
     def summary(self) -> dict[str, int]:
         return {"train_images": 1, "val_images": 1, "captions": 1, "unreadable_images": 0}
 

@@ -26,6 +26,7 @@ from smsff.data.datamodule import (
     image_index,
 )
 from smsff.data.folder import BUNDLED, ImageFolder
+from smsff.data.images import printable
 from smsff.errors import UserError
 from smsff.randomness import keyed_generator, keyed_rand, keyed_seed
 from smsff.style_lora.buckets import Buckets, bucket_shapes, other_picture, window
@@ -289,6 +290,7 @@ class StylePictures(ImageDataModule):
         self.prior = None
         if prior.root is not None:
             self.prior = ImageFolder(prior.root, default_caption=prior.caption, key="data.prior.root")
+            self._note_folder(self.prior)
         folder = photos or BUNDLED / "val"
         self.photos = ImageFolder(folder, default_caption=default_caption, key="data.photos")
         self.photos = self.photos.subset(range(min(max_photos, len(self.photos))))
@@ -342,6 +344,13 @@ class StylePictures(ImageDataModule):
     def prior_captions(self) -> list[str]:
         """The distinct captions of the class pictures, sorted."""
         return sorted(set(self.prior.captions)) if self.prior is not None else []
+
+    def overview(self) -> str:
+        if self.prior is None:
+            return super().overview()
+        count = len(self.prior)
+        own = f"{sum(self.prior.captioned)} with captions of their own"
+        return f"{super().overview()}; {printable(self.prior.root)}: {count} class pictures, {own}"
 
     def summary(self) -> dict[str, int]:
         """Counts for the summary of a run."""

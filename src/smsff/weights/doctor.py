@@ -160,6 +160,9 @@ def lines(report: Mapping[str, Any]) -> Iterator[str]:
         )
         yield f"  LoRA     {Path(one['path']).name}: {one['format']} {', '.join(one['algorithms'])}, rank {ranks}"
         yield f"           for {one['family'] or 'a base model that it does not name'}; layers: {layers}"
+    images = report["data"].get("root", report["data"].get("path"))
+    yield "Data"
+    yield f"  images   {'bundled' if images is None else images}"
     yield from _memory_lines(report["memory"], report["memory_unknown"])
     machine, asked, run_dir = report["machine"], report["asked"], report["run_dir"]
     yield "Machine"

@@ -1,0 +1,91 @@
+"""What is trained on without a word about data."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from PIL import Image
+
+from smsff.build import build, build_parts, warn_of_samples
+from smsff.config import check_config, resolve
+
+ROOT = Path(__file__).parent.parent.parent
+LOG = "smsff.build"
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.chdir(tmp_path)
+    yield
+    GlobalHydra.instance().clear()
+
+
+def photos(folder: str, count: int = 3) -> None:
+    os.makedirs(folder)
+    for number in range(count):
+        Image.new("RGB", (300, 200), (number, 0, 0)).save(f"{folder}/{number}.jpg")
+
+
+def composed(*overrides: str) -> dict[str, Any]:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(config_dir=str(ROOT / "conf"), version_base="1.3"):
+        plain = resolve(compose("train", overrides=["run_dir=unused", *overrides]))
+    check_config(plain)
+    return plain
+
+
+@pytest.mark.parametrize("style", [[], ["style=ghibli"]])
+def test_photos_of_ones_own_are_used_if_there_are_any(style: list[str]) -> None:
+    assert composed(*style)["data"]["root"] is None
+    os.makedirs("data/photos/empty")
+    Path("data/photos/README.txt").touch()
+    assert composed(*style)["data"]["root"] is None
+    photos("data/photos/sub")
+    assert composed(*style)["data"]["root"] == "data/photos"
+    assert composed(*style, "data=bundled")["data"]["root"] is None
+    assert composed(*style, "data.root=elsewhere")["data"]["root"] == "elsewhere"
+
+
+def test_the_choices_of_data_differ_in_the_folder_alone() -> None:
+    bundled, folder, own = composed("data=bundled"), composed("data=folder", "data.root=x"), composed("data.root=x")
+    assert folder == own
+    assert {key for key, value in bundled["data"].items() if value != folder["data"][key]} == {"root"}
+
+
+def test_a_run_says_once_what_it_trains_on(caplog: pytest.LogCaptureFixture) -> None:
+    photos("data/photos")
+    Path("data/photos/1.txt").write_text("a lake")
+    with caplog.at_level(logging.INFO, logger=LOG):
+        parts = build_parts(composed())
+    lines = [line for line in caplog.messages if line.startswith("data: ")]
+    assert lines == [f"data: {parts['data'].overview()}"]
+    assert "data/photos: 2 images for training, 1 for validation; 1 of 3 have captions of their own" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "warned"),
+    [
+        (["style=ghibli"], True),
+        (["style=ghibli", "data=bundled", "teacher.base=models/sd"], True),
+        (["style=ghibli", "data.root=data/photos"], False),
+        (["style=ghibli", "experiment=per_image"], False),
+        ([], False),
+    ],
+)
+def test_bundled_photos_with_a_base_they_are_too_few_for(
+    overrides: list[str], warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    plain = composed(*overrides)
+    photos("data/photos")
+    with caplog.at_level(logging.WARNING, logger=LOG):
+        warn_of_samples(plain, build(plain["data"]))
+    said = [line for line in caplog.messages if "21 PHOTOS MAKE NO STYLIZER" in line]
+    assert len(said) == warned
+    assert all("data.root=FOLDER" in line and plain["teacher"]["base"] in line for line in said)
