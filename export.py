@@ -13,7 +13,7 @@ import hydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
-import smsff.hydra_guard
+import smsff.hydra_guard  # guards this process
 import smsff.launch
 from smsff.config import resolve
 from smsff.errors import UserError
@@ -42,7 +42,6 @@ def main(cfg: DictConfig) -> None:
 def command_line() -> None:
     """Run, and turn what the user can mend into one message and exit status 2."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here instead of being printed by Hydra
-    smsff.hydra_guard.install()
     try:
         main()
     except UserError as error:

@@ -35,13 +35,9 @@ if TYPE_CHECKING:
 
 SCRIPT = Path(__file__).resolve()
 
-refused: list[UserError] = []
-faults: list[RunError] = []
-"""What the jobs of this command could not do, and what ended them; a sweep goes on with its other jobs."""
-
-
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> None:
+    smsff.hydra_guard.install()  # named here: the process of a launcher imports, and so guards, before it composes
     cfg.run_dir = HydraConfig.get().runtime.output_dir  # in a sweep: the folder of this job
     grace = 3.0  # others wait in vain for a process that has failed
     try:
@@ -49,8 +45,10 @@ def main(cfg: DictConfig) -> None:
         grace = cfg.process_timeout
     except UserError as error:
         refuse(error)
+        end(error, status=2)
     except Exception as error:
-        end_by_fault(error, cfg)
+        fault = end_by_fault(error, cfg)
+        end(fault, status=fault.status)
     finally:
         smsff.launch.end_of_job(grace=grace)
 
@@ -135,19 +133,28 @@ def fit(trainer: pl.Trainer, module: pl.LightningModule, data: pl.LightningDataM
             callback.write(trainer, "finished")
 
 
+def end(error: Exception, *, status: int) -> None:
+    """End a job that has failed. A sweep goes on, and raises the first of its errors at its end, in whatever process."""
+    if OmegaConf.is_missing(HydraConfig.get().job, "num"):  # one run
+        sys.exit(status)
+    raise error
+
+
 def refuse(error: UserError) -> None:
-    refused.append(error)
+    """Print an error, once in each process: those of a launcher may have written to a file."""
+    if getattr(error, "told", None) == os.getpid():
+        return
+    error.told = os.getpid()  # type: ignore[attr-defined]
     if smsff.launch.is_main_process():
         print(f"error: {error}", file=sys.stderr)
 
 
-def end_by_fault(error: Exception, cfg: DictConfig) -> None:
+def end_by_fault(error: Exception, cfg: DictConfig) -> RunError:
     """Say in one sentence which fault ended the job; what is no known fault goes on as it is."""
     plain = OmegaConf.to_container(cfg, resolve=True)
     fault = smsff.faults.explain(error, plain, lost=smsff.processes.lost())  # type: ignore[arg-type]
     if fault is None:
         raise error
-    faults.append(fault)
     main_process = smsff.launch.is_main_process()
     if main_process or fault.status == RunError.PROCESS:
         print(f"error: {fault}", file=sys.stderr, flush=True)
@@ -155,27 +162,28 @@ def end_by_fault(error: Exception, cfg: DictConfig) -> None:
         smsff.processes.end_workers()
     if fault.status == RunError.PROCESS and not main_process:
         smsff.processes.end_main()
+    return fault
 
 
 def command_line() -> None:
     """Run, and turn what the user can mend and known faults into one message and an exit status."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here instead of being printed by Hydra
-    smsff.hydra_guard.install()
     try:
         main()
     except HydraException as error:
         conf = SCRIPT.parent / "conf"
         refuse(UserError(smsff.launch.explain(error, config_dir=conf, config_name="train", words=sys.argv[1:])))
-    except UserError as error:  # from the check of what Hydra composed
+    except UserError as error:  # of a job of a sweep, or from the check of what Hydra composed
         refuse(error)
+    except RunError as error:
+        sys.exit(error.status)
     except OSError as error:  # Hydra could not make the folder of the run
         refuse(smsff.run_folder.cannot_write(error, None))
     except KeyboardInterrupt:
         sys.exit(130)
-    if faults:
-        sys.exit(faults[0].status)
-    if refused:
-        sys.exit(2)
+    else:
+        return
+    sys.exit(2)
 
 
 if __name__ == "__main__":
