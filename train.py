@@ -25,6 +25,8 @@ import smsff.config
 import smsff.faults
 import smsff.hydra_guard
 import smsff.launch
+import smsff.overrides
+import smsff.pipes
 import smsff.processes
 import smsff.resume
 import smsff.run_folder
@@ -38,6 +40,7 @@ SCRIPT = Path(__file__).resolve()
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> None:
     smsff.hydra_guard.install()  # named here: the process of a launcher imports, and so guards, before it composes
+    os.chdir(HydraConfig.get().runtime.cwd)  # paths are meant from there, also with hydra.job.chdir=True
     cfg.run_dir = HydraConfig.get().runtime.output_dir  # in a sweep: the folder of this job
     grace = 3.0  # others wait in vain for a process that has failed
     try:
@@ -168,12 +171,14 @@ def end_by_fault(error: Exception, cfg: DictConfig) -> RunError:
 def command_line() -> None:
     """Run, and turn what the user can mend and known faults into one message and an exit status."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here instead of being printed by Hydra
+    smsff.pipes.tolerate_closed()
     try:
+        sys.argv[1:] = smsff.overrides.prepared(sys.argv[1:])
         main()
     except HydraException as error:
         conf = SCRIPT.parent / "conf"
         refuse(UserError(smsff.launch.explain(error, config_dir=conf, config_name="train", words=sys.argv[1:])))
-    except UserError as error:  # of a job of a sweep, or from the check of what Hydra composed
+    except UserError as error:  # of the words, of what Hydra composed from them, or of a job of a sweep
         refuse(error)
     except RunError as error:
         sys.exit(error.status)
