@@ -23,12 +23,14 @@ from smsff.bounds import check_bounds
 from smsff.contradictions import check_contradictions
 from smsff.errors import UserError, shown
 from smsff.paths import absolute
+from smsff.processes import loader_workers
 from smsff.slurm import run_name
 from smsff.trust import asset, find_target, limit_resolvers, nearest, targets_of
 
 RESERVED = ("_target_", "_partial_")
 
 OmegaConf.register_new_resolver("asset", asset, replace=True)
+OmegaConf.register_new_resolver("workers", loader_workers, replace=True)
 OmegaConf.register_new_resolver("run_name", run_name, use_cache=True, replace=True)
 
 

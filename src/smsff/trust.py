@@ -107,8 +107,8 @@ PARTIAL = frozenset(
 )
 """Targets that are completed during the run: their nodes have ``_partial_: true``, and no others have."""
 
-RESOLVERS = frozenset({"asset", "now", "hydra", "run_name"})
-"""Functions that ``${name:...}`` may call: files of the package, the time or job, Hydra's own job number and such."""
+RESOLVERS = frozenset({"asset", "now", "hydra", "run_name", "workers"})
+"""Functions that ``${name:...}`` may call: files of the package, the time or job, the number of cores, Hydra's own job number and such."""
 
 
 def permitted(name: str) -> bool:
