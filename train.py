@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 SCRIPT = Path(__file__).resolve()
 
+
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> None:
     smsff.hydra_guard.install()  # named here: the process of a launcher imports, and so guards, before it composes
@@ -139,7 +140,7 @@ def fit(trainer: pl.Trainer, module: pl.LightningModule, data: pl.LightningDataM
 
 
 def end(error: Exception, *, status: int) -> None:
-    """End a job that has failed. A sweep goes on, and raises the first of its errors at its end, in whatever process."""
+    """End a job that has failed. A sweep goes on, and at its end raises its first error, whatever process it was in."""
     if OmegaConf.is_missing(HydraConfig.get().job, "num"):  # one run
         sys.exit(status)
     raise error

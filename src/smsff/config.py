@@ -381,7 +381,9 @@ def check_style_files(plain: Mapping[str, Any]) -> None:
             raise UserError(f"{key}: {Path(lora).absolute()} does not exist; {_where_from('lora', lora, style, known)}")
     local = "style_base" in known and known["style_base"]["name"] == base and known["style_base"]["source"] != "hub"
     if base and local and not Path(base).exists():
-        raise UserError(f"style.base: {Path(base).absolute()} does not exist; {_where_from('style_base', base, style, known)}")
+        raise UserError(
+            f"style.base: {Path(base).absolute()} does not exist; {_where_from('style_base', base, style, known)}"
+        )
 
 
 def lora_paths(value: Any) -> list[str]:

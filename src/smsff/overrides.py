@@ -91,15 +91,15 @@ def readable(word: str, *, sweep: bool) -> str:
         return word
     is_path = head.lstrip("+") in PATHS
     override = _parsed(word)
+    listed = re.fullmatch(r"choice\((.*)\)", value, re.DOTALL)
+    if sweep and listed and (override is None or "'" in value or '"' in value):
+        return f"{head}={_choices(head, listed[1])}"  # Hydra drops quotes inside of choice(...)
     if override is not None and not (is_path and _is_bare(override)):
         return word
     if not is_path and value.startswith(("[", "{")):
         mended = f"{head}={re.sub(_LEAF, _readable_leaf, value)}"
         if _parsed(mended) is not None:
             return mended
-    inside = re.fullmatch(r"(choice\()(.*)(\))", value, re.DOTALL)
-    if sweep and inside:
-        return f"{head}={inside[1]}{_choices(head, inside[2])}{inside[3]}"
     if sweep and "," in value:
         return f"{head}={_choices(head, value)}"
     if is_path:

@@ -20,7 +20,7 @@ FILES = (
 """Files and folders of the user's own."""
 
 NAMES = ("style.lora", "style.base", "teacher.base", "teacher.style_base", "teacher.config")
-"""Weights: a file, a folder, or the id of a model of the hub. Their names stay as they are, ``weights`` refers to them."""
+"""Weights: a file, a folder, or the id of a model of the hub. They stay as they are: ``weights`` refers to them."""
 
 LAST = "last"
 """As ``ckpt_path``: the newest checkpoint."""

@@ -108,7 +108,7 @@ PARTIAL = frozenset(
 """Targets that are completed during the run: their nodes have ``_partial_: true``, and no others have."""
 
 RESOLVERS = frozenset({"asset", "now", "hydra", "run_name", "workers"})
-"""Functions that ``${name:...}`` may call: files of the package, the time or job, the number of cores, Hydra's own job number and such."""
+"""Functions that ``${name:...}`` may call: files of the package, the time or job, the number of cores, Hydra's own."""
 
 
 def permitted(name: str) -> bool:

@@ -18,7 +18,14 @@ from smsff.teacher.lora_names import weighted_layers
 
 
 def add_lora(
-    model: Any, adapter: str, *, rank: int, alpha: float, target_modules: Sequence[str], seed: int, keys: tuple[str, str]
+    model: Any,
+    adapter: str,
+    *,
+    rank: int,
+    alpha: float,
+    target_modules: Sequence[str],
+    seed: int,
+    keys: tuple[str, str],
 ) -> dict[str, nn.Parameter]:
     """Add a trainable adapter that changes nothing yet: up zero, down uniform as torch initialises a linear layer.
 
