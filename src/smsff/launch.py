@@ -59,7 +59,7 @@ def child_command(script: Path, local_rank: int, *, replace: Mapping[str, str] |
         f"hydra.run.dir={quoted(config.runtime.output_dir)}",
         "hydra.mode=RUN",
         "hydra.output_subdir=null",
-        f"hydra.job.name={quoted(f'{config.job.name}_rank{local_rank}')}",
+        f"hydra.job.name={config.job.name}_rank{local_rank}",
     ]
     name = ["--config-name", str(config.job.config_name)]
     return [sys.executable, str(script), *name, *flags, *kept, *added, *hydra]
