@@ -23,7 +23,9 @@ from smsff.weights import manifest
 
 ROOT = Path(__file__).parent.parent
 CONF = ROOT / "conf"
-GROUPS = {path.name: sorted(one.stem for one in path.glob("*.yaml")) for path in CONF.iterdir() if path.is_dir()}
+GROUPS: dict[str, list[str]] = {}
+for file in sorted(CONF.glob("*/*.yaml")):
+    GROUPS.setdefault(file.parent.name, []).append(file.stem)
 OF_STYLE_LORA = ("teacher", "trainer", "logger", "callbacks")
 NOT_CHOSEN = ("task", "experiment", "tuned")
 FILES = (".json", ".jsonl", ".yaml", ".safetensors", ".py")
