@@ -64,7 +64,7 @@ def train(cfg: DictConfig) -> None:
     smsff.config.check_config(plain)
     if plain["task"] == "style_matching":
         smsff.config.check_style_files(plain)
-    run_dir = Path(plain["run_dir"])
+    run_dir, cfg.ckpt_path = Path(plain["run_dir"]), plain["ckpt_path"]
     checkpoint = smsff.run_folder.checkpoint_for(plain["ckpt_path"], run_dir)
     with smsff.run_folder.claimed(cfg, run_dir):
         if checkpoint is not None:

@@ -191,7 +191,9 @@ def test_a_run_folder_that_cannot_be_written(doctor: Doctor, tmp_path: Path, mon
     monkeypatch.setattr(machine_module.tempfile, "TemporaryFile", refuse)
     status, report = doctor("run_dir=runs/a")
     assert status == 1
-    assert f"run_dir=runs/a: cannot be written in {tmp_path} (Permission denied)" in report["problems"]
+    assert (
+        f"run_dir={tmp_path / 'runs' / 'a'}: cannot be written in {tmp_path} (Permission denied)" in report["problems"]
+    )
 
 
 @pytest.mark.parametrize(
