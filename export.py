@@ -10,11 +10,14 @@ import sys
 from pathlib import Path
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
-import smsff.hydra_guard
+import smsff.hydra_guard  # guards this process
 import smsff.launch
+import smsff.overrides
+import smsff.pipes
 from smsff.config import resolve
 from smsff.errors import UserError
 
@@ -23,6 +26,7 @@ CONFIGS = Path(__file__).resolve().parent / "conf"
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="export")
 def main(cfg: DictConfig) -> None:
+    os.chdir(HydraConfig.get().runtime.cwd)  # paths are meant from there, also with hydra.job.chdir=True
     options = resolve(cfg)
     for key in ("ckpt", "format", "precision", "out"):
         if not isinstance(options[key], str) and not (key == "out" and options[key] is None):
@@ -42,8 +46,9 @@ def main(cfg: DictConfig) -> None:
 def command_line() -> None:
     """Run, and turn what the user can mend into one message and exit status 2."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here instead of being printed by Hydra
-    smsff.hydra_guard.install()
+    smsff.pipes.tolerate_closed()
     try:
+        sys.argv[1:] = smsff.overrides.prepared(sys.argv[1:])
         main()
     except UserError as error:
         message = str(error)

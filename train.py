@@ -25,6 +25,8 @@ import smsff.config
 import smsff.faults
 import smsff.hydra_guard
 import smsff.launch
+import smsff.overrides
+import smsff.pipes
 import smsff.processes
 import smsff.resume
 import smsff.run_folder
@@ -37,13 +39,11 @@ SCRIPT = Path(__file__).resolve()
 
 log = logging.getLogger(__name__)
 
-refused: list[UserError] = []
-faults: list[RunError] = []
-"""What the jobs of this command could not do, and what ended them; a sweep goes on with its other jobs."""
-
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> None:
+    smsff.hydra_guard.install()  # named here: the process of a launcher imports, and so guards, before it composes
+    os.chdir(HydraConfig.get().runtime.cwd)  # paths are meant from there, also with hydra.job.chdir=True
     cfg.run_dir = HydraConfig.get().runtime.output_dir  # in a sweep: the folder of this job
     grace = 3.0  # others wait in vain for a process that has failed
     try:
@@ -51,8 +51,10 @@ def main(cfg: DictConfig) -> None:
         grace = cfg.process_timeout
     except UserError as error:
         refuse(error)
+        end(error, status=2)
     except Exception as error:
-        end_by_fault(error, cfg)
+        fault = end_by_fault(error, cfg)
+        end(fault, status=fault.status)
     finally:
         smsff.launch.end_of_job(grace=grace)
 
@@ -64,7 +66,7 @@ def train(cfg: DictConfig) -> None:
     smsff.config.check_config(plain)
     if plain["task"] == "style_matching":
         smsff.config.check_style_files(plain)
-    run_dir = Path(plain["run_dir"])
+    run_dir, cfg.ckpt_path = Path(plain["run_dir"]), plain["ckpt_path"]
     checkpoint = smsff.run_folder.checkpoint_for(plain["ckpt_path"], run_dir)
     with smsff.run_folder.claimed(cfg, run_dir):
         if checkpoint is not None:
@@ -111,6 +113,8 @@ def quiet() -> None:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=r".*module\(s\) in eval mode.*")
     warnings.filterwarnings("ignore", message=r".*does not have many workers.*")
+    if "SLURM_JOB_ID" not in os.environ:
+        warnings.filterwarnings("ignore", message=r"The `srun` command is available.*")
     warnings.filterwarnings("ignore", message=r".*LeafSpec.*")
     warnings.filterwarnings("ignore", message=r".*You have overridden `transfer_batch_to_device`.*")  # as it is meant
 
@@ -141,19 +145,28 @@ def fit(trainer: pl.Trainer, module: pl.LightningModule, data: pl.LightningDataM
             callback.write(trainer, "finished")
 
 
+def end(error: Exception, *, status: int) -> None:
+    """End a job that has failed. A sweep goes on, and at its end raises its first error, whatever process it was in."""
+    if OmegaConf.is_missing(HydraConfig.get().job, "num"):  # one run
+        sys.exit(status)
+    raise error
+
+
 def refuse(error: UserError) -> None:
-    refused.append(error)
+    """Print an error, once in each process: those of a launcher may have written to a file."""
+    if getattr(error, "told", None) == os.getpid():
+        return
+    error.told = os.getpid()  # type: ignore[attr-defined]
     if smsff.launch.is_main_process():
         print(f"error: {error}", file=sys.stderr)
 
 
-def end_by_fault(error: Exception, cfg: DictConfig) -> None:
+def end_by_fault(error: Exception, cfg: DictConfig) -> RunError:
     """Say in one sentence which fault ended the job; what is no known fault goes on as it is."""
     plain = OmegaConf.to_container(cfg, resolve=True)
     fault = smsff.faults.explain(error, plain, lost=smsff.processes.lost())  # type: ignore[arg-type]
     if fault is None:
         raise error
-    faults.append(fault)
     main_process = smsff.launch.is_main_process()
     if main_process or fault.status == RunError.PROCESS:
         print(f"error: {fault}", file=sys.stderr, flush=True)
@@ -161,27 +174,30 @@ def end_by_fault(error: Exception, cfg: DictConfig) -> None:
         smsff.processes.end_workers()
     if fault.status == RunError.PROCESS and not main_process:
         smsff.processes.end_main()
+    return fault
 
 
 def command_line() -> None:
     """Run, and turn what the user can mend and known faults into one message and an exit status."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here instead of being printed by Hydra
-    smsff.hydra_guard.install()
+    smsff.pipes.tolerate_closed()
     try:
+        sys.argv[1:] = smsff.overrides.prepared(sys.argv[1:])
         main()
     except HydraException as error:
         conf = SCRIPT.parent / "conf"
         refuse(UserError(smsff.launch.explain(error, config_dir=conf, config_name="train", words=sys.argv[1:])))
-    except UserError as error:  # from the check of what Hydra composed
+    except UserError as error:  # of the words, of what Hydra composed from them, or of a job of a sweep
         refuse(error)
+    except RunError as error:
+        sys.exit(error.status)
     except OSError as error:  # Hydra could not make the folder of the run
         refuse(smsff.run_folder.cannot_write(error, None))
     except KeyboardInterrupt:
         sys.exit(130)
-    if faults:
-        sys.exit(faults[0].status)
-    if refused:
-        sys.exit(2)
+    else:
+        return
+    sys.exit(2)
 
 
 if __name__ == "__main__":

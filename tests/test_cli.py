@@ -144,8 +144,10 @@ def test_help_does_not_wait_for_torch() -> None:
     [
         (["fetch", "style=demo_cel", "--dry"], None),  # argparse completes options
         (["fetch", "--dry-run", "style=gibli", "--conf"], "expected one argument"),
-        (["fetch", "--quiet", "style=demo_cel"], "unrecognized arguments: --quiet"),
-        (["doctor", "style=demo_cel", "--verify", "steps=abc", "-x"], "unrecognized arguments: steps=abc -x"),
+        (["fetch", "--quiet", "style=demo_cel"], "--quiet: there is no such option"),
+        (["doctor", "style=demo_cel", "--verify", "steps=abc", "--steps=3"], "without dashes: steps=3"),
+        (["doctor", "style=demo_cel", "seed", "=", "1"], "written KEY=VALUE, without spaces around ="),
+        (["stylize", "a", "b", "--out", "c", "--dry"], "unrecognized arguments: --dry"),
         (["doctor", "style=demo_cel", "--verify", "style=gibli"], "nearest: ghibli"),
         (["caption"], "FOLDER"),
         (["caption", "nowhere"], "nowhere"),

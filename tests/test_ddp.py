@@ -55,7 +55,7 @@ def test_a_child_gets_the_overrides_of_its_job_and_the_folder_of_its_parent(monk
         job=SimpleNamespace(name="train", config_name="train"),
     )
     monkeypatch.setattr(launch.HydraConfig, "get", lambda: config)
-    words = launch.child_command(Path("train.py"), 2, replace={"ckpt_path": "/a/last.ckpt"})
+    words = launch.child_command(Path("train.py"), 2, replace={"ckpt_path": '/a/"b"/epoch=1.ckpt'})
     assert words[1:] == [
         "train.py",
         "--config-name",
@@ -64,7 +64,7 @@ def test_a_child_gets_the_overrides_of_its_job_and_the_folder_of_its_parent(monk
         "mine",
         "seed=1",
         "+data.flip=false",
-        'ckpt_path="/a/last.ckpt"',
+        r'ckpt_path="/a/\"b\"/epoch=1.ckpt"',
         'hydra.run.dir="/run folder/3"',
         "hydra.mode=RUN",
         "hydra.output_subdir=null",

@@ -46,9 +46,10 @@ def test_exports_and_prints_size_and_parity(trained: Path, tmp_path: Path) -> No
     ("arguments", "message"),
     [
         ([], "ckpt: no value given"),
-        (["ckpt=missing.ckpt"], "ckpt=missing.ckpt is not a file"),
+        (["ckpt=写真=[1].ckpt"], "写真=[1].ckpt is not a file"),
         (["ckpt=x", "fromat=onnx"], "nearest: format"),
-        (["ckpt=3"], "ckpt=3: must be text"),
+        (["ckpt=x", "precision=3"], "precision=3: must be text"),
+        (["ckpt=x", "--format=onnx"], "without dashes: format=onnx"),
     ],
 )
 def test_bad_input_is_status_2_and_one_message(tmp_path: Path, arguments: list[str], message: str) -> None:

@@ -152,6 +152,7 @@ def changed(**changes: Any) -> dict[str, Any]:
         ("generator___target_", "x.ResNet"),
         ("generator__widths", [8, 16]),
         ("fake_score__rank", 8),
+        ("fake_score__target_modules", ["to_q"]),
         ("task", "style_lora"),
     ],
 )
@@ -176,6 +177,19 @@ def test_what_changes_nothing_is_passed_and_what_changes_the_training_is_named(
         caplog.clear()
         resume.check(path, changed(optimizer={"generator": {"lr": 0.2, "schedule": "cosine"}}))
     assert "the checkpoint's value stays: optimizer.generator.lr 0.1 -> 0.2" in caplog.text
+
+
+def test_at_its_end_a_run_says_so_and_a_shorter_one_is_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = checkpoint(tmp_path / "a.ckpt", CONFIG, step=10)
+    with caplog.at_level(logging.WARNING):
+        resume.check(path, changed(steps=11))
+        assert "raise steps" not in caplog.text
+        resume.check(path, changed())
+    assert "all steps=10 are done; raise steps" in caplog.text
+    with pytest.raises(UserError, match=r"^steps=9: ckpt_path=.*a\.ckpt has 10 steps already; raise steps above 10"):
+        resume.check(path, changed(steps=9))
 
 
 def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:

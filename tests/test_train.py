@@ -6,6 +6,7 @@ import csv
 import importlib.util
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -18,11 +19,12 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from patience import Patience
 from torchvision.io import decode_image
 
-from smsff.errors import UserError
+from smsff.errors import RunError, UserError
 
 ROOT = Path(__file__).parent.parent
 OWN_TASK = "style_lora"  # has other keys, and tests of its own
@@ -205,6 +207,35 @@ def test_a_sweep_leaves_one_complete_folder_for_each_job(tiny: list[str], tmp_pa
         assert (job / "samples" / "step_000002.png").is_file()
     assert settings == [(0, 0.1), (0, 1), (1, 0.1), (1, 1)]
     assert [path.name for path in tmp_path.iterdir()] == ["sweep"]
+
+
+@pytest.fixture
+def hydra_config() -> Iterator[Callable[..., None]]:
+    """``hydra_config(*overrides)`` makes Hydra's own configuration of a run."""
+    before = HydraConfig.instance().cfg
+
+    def set_config(*overrides: str) -> None:
+        GlobalHydra.instance().clear()
+        with initialize_config_dir(config_dir=str(ROOT / "conf"), version_base="1.3"):
+            HydraConfig.instance().set_config(compose("train", overrides=list(overrides), return_hydra_config=True))
+
+    yield set_config
+    HydraConfig.instance().cfg = before
+
+
+@pytest.mark.parametrize(("error", "status"), [(UserError("a"), 2), (RunError("b", status=RunError.STORAGE), 3)])
+def test_what_ends_a_job_is_the_status_of_a_run_and_reaches_the_end_of_a_sweep_from_any_process(
+    error: Exception, status: int, hydra_config: Callable[..., None]
+) -> None:
+    hydra_config()
+    with pytest.raises(SystemExit) as stop:
+        train_script.end(error, status=status)
+    assert stop.value.code == status
+    hydra_config("hydra.job.num=1")
+    with pytest.raises(type(error)) as caught:
+        train_script.end(error, status=status)
+    arrived = pickle.loads(pickle.dumps(caught.value))
+    assert (str(arrived), vars(arrived)) == (str(error), vars(error))
 
 
 def wait_for(condition: Callable[[], Any], process: subprocess.Popen[str], seconds: float = 300) -> None:

@@ -96,8 +96,6 @@ def build_parts(plain: dict[str, Any]) -> dict[str, Any]:
     parts = {name: build(plain[name]) for name in CHEAP[plain["task"]]}
     parts |= {f"{name}_options": build(options) for name, options in plain["optimizer"].items()}
     parts["data"] = build(plain["data"])
-    if is_main_process():
-        log.info("data: %s", parts["data"].overview())
     return parts
 
 

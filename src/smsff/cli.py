@@ -15,6 +15,7 @@ from smsff import __version__, evaluate
 from smsff.arguments import count, positive
 from smsff.data import caption_model
 from smsff.errors import UserError
+from smsff.pipes import tolerate_closed
 from smsff.report import command as report_command
 
 
@@ -103,13 +104,18 @@ def _add_overrides(command: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
+    tolerate_closed()
     top = parser()
     arguments, rest = top.parse_known_args(argv)
-    if rest and ("overrides" not in arguments or any(text.startswith("-") for text in rest)):
+    if rest and "overrides" not in arguments:
         top.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:  # argparse takes positional arguments from one place only: here they are those after an option
         arguments.overrides += rest
     try:
+        if options := [text for text in rest if text.startswith("-")]:
+            from smsff.overrides import no_option
+
+            raise no_option(options[0])
         return int(arguments.run(arguments))
     except UserError as error:
         print(f"smsff: {error}", file=sys.stderr)

@@ -23,6 +23,8 @@ from smsff.bounds import check_bounds
 from smsff.contradictions import check_contradictions
 from smsff.data.own import own_photos
 from smsff.errors import UserError, shown
+from smsff.paths import absolute
+from smsff.processes import loader_workers
 from smsff.slurm import run_name
 from smsff.trust import asset, find_target, limit_resolvers, nearest, targets_of
 
@@ -43,6 +45,7 @@ def warmup_steps(steps: int, share: float = 0.05, most: int = 500) -> int:
 
 
 OmegaConf.register_new_resolver("asset", asset, replace=True)
+OmegaConf.register_new_resolver("workers", loader_workers, replace=True)
 OmegaConf.register_new_resolver("run_name", run_name, use_cache=True, replace=True)
 OmegaConf.register_new_resolver("on_bfloat16", on_bfloat16, replace=True)
 OmegaConf.register_new_resolver("warmup_steps", warmup_steps, replace=True)
@@ -291,7 +294,7 @@ def check_text(node: Any, key: str = "") -> None:
 
 
 def resolve(cfg: DictConfig) -> dict[str, Any]:
-    """The configuration as plain containers, every reference followed.
+    """The configuration as plain containers, every reference followed and the user's own paths absolute.
 
     Raises:
         UserError: a key that must be given has no value, or a reference leads nowhere or to what it may not read.
@@ -315,7 +318,7 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
         ) from error
     check_text(plain)
     assert isinstance(plain, dict)
-    return typing.cast(dict[str, Any], plain)
+    return absolute(typing.cast(dict[str, Any], plain))
 
 
 def check_config(plain: Mapping[str, Any]) -> None:
@@ -353,10 +356,12 @@ def check_style_files(plain: Mapping[str, Any]) -> None:
     for lora in lora_paths(plain["teacher"].get("lora")):
         if not Path(lora).expanduser().is_file():
             key = "style.lora" if lora == style["lora"] else "teacher.lora"
-            raise UserError(f"{key}: {lora} does not exist; {_where_from('lora', lora, style, known)}")
+            raise UserError(f"{key}: {Path(lora).absolute()} does not exist; {_where_from('lora', lora, style, known)}")
     local = "style_base" in known and known["style_base"]["name"] == base and known["style_base"]["source"] != "hub"
     if base and local and not Path(base).exists():
-        raise UserError(f"style.base: {base} does not exist; {_where_from('style_base', base, style, known)}")
+        raise UserError(
+            f"style.base: {Path(base).absolute()} does not exist; {_where_from('style_base', base, style, known)}"
+        )
 
 
 def lora_paths(value: Any) -> list[str]:
@@ -370,11 +375,10 @@ def lora_paths(value: Any) -> list[str]:
 def _where_from(key: str, name: str, style: Mapping[str, Any], known: Mapping[str, Any]) -> str:
     """What to do about a missing file: the command that fetches it, and the page and place for doing it by hand."""
     weight = known.get(key)
-    relative = f"(relative to {Path.cwd()})"
     if weight is None or weight["name"] != name:
-        return f"check the path {relative}"
+        return "check the path"
     page = weight.get("page")
-    by_hand = f"download it from {page} and save it as {name} {relative}" if page else f"put it there {relative}"
+    by_hand = f"download it from {page} and save it there" if page else "put it there"
     if weight["source"] is None:
         return f"no source is known: get it from a place that you trust and {by_hand}"
     return f"run `smsff fetch style={style['name']}`, or {by_hand}"

@@ -17,7 +17,7 @@ class RunError(RuntimeError):
     PROCESS = 4
     MEMORY = 5
 
-    def __init__(self, message: str, *, status: int) -> None:
+    def __init__(self, message: str, *, status: int = NUMBERS) -> None:  # a default: unpickled, it is set afterwards
         super().__init__(message)
         self.status = status
 

@@ -3,11 +3,13 @@
 Hydra composes the configuration and then acts on the node ``hydra`` in it, before any code of ours runs: it builds the
 launcher, the sweeper and callbacks from their ``_target_``, handlers of log messages from their class names, sets
 environment variables, and reads further packages named as search paths. All of that may stand in a file of a stranger.
+
+Importing this module guards the process. A launcher's process imports it with the pickled job, before it composes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import wraps
 from pathlib import PurePath
 from typing import Any
@@ -20,9 +22,23 @@ from smsff.errors import UserError, shown
 from smsff.trust import PERMISSION, limit_resolvers, permitted
 
 TARGETS = {
-    "hydra.launcher._target_": "hydra._internal.core_plugins.basic_launcher.BasicLauncher",
-    "hydra.sweeper._target_": "hydra._internal.core_plugins.basic_sweeper.BasicSweeper",
+    "hydra.launcher._target_": (
+        "hydra._internal.core_plugins.basic_launcher.BasicLauncher",
+        "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher",
+        "hydra_plugins.hydra_submitit_launcher.submitit_launcher.LocalLauncher",
+        "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher",
+    ),
+    "hydra.sweeper._target_": ("hydra._internal.core_plugins.basic_sweeper.BasicSweeper",),
 }
+TYPED = (
+    "hydra.launcher.setup",
+    "hydra.launcher.python",
+    "hydra.launcher.srun_args",
+    "hydra.launcher.additional_parameters",
+    "hydra.sweeper.custom_search_space",
+    "hydra.sweeper.storage",
+)
+"""What launchers and sweepers run as a command, import, or connect to: from the command line alone."""
 LOG_CLASSES = ("logging.StreamHandler", "logging.FileHandler", "logging.NullHandler", "logging.Formatter")
 LOG_STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
 RUN_FOLDER = "${hydra.runtime.output_dir}/"
@@ -38,15 +54,17 @@ def install() -> None:
     load, search = ConfigLoaderImpl.load_configuration, ConfigLoaderImpl._process_config_searchpath
 
     @wraps(load)
-    def guarded_load(self: ConfigLoaderImpl, *args: Any, **kwargs: Any) -> DictConfig:
+    def guarded_load(
+        self: ConfigLoaderImpl, config_name: str | None, overrides: list[str], *args: Any, **kwargs: Any
+    ) -> DictConfig:
         limit_resolvers()
         try:
-            cfg = load(self, *args, **kwargs)
+            cfg = load(self, config_name, overrides, *args, **kwargs)
         except (HydraException, UserError):
             raise
         except Exception as error:  # nothing but the text of the configuration is at work here
             raise _unreadable(error) from error
-        check_hydra(cfg)
+        check_hydra(cfg, overrides)
         return cfg
 
     @wraps(search)
@@ -73,8 +91,12 @@ def check_search_path(primary: Any) -> None:
             raise _refusal("hydra.searchpath", entry, "only folders (file://) can be searched")
 
 
-def check_hydra(cfg: DictConfig) -> None:
+def check_hydra(cfg: DictConfig, overrides: Sequence[str]) -> None:
     """Refuse a composed configuration whose ``hydra`` node would run code, set variables or write elsewhere.
+
+    Args:
+        cfg: With its ``hydra`` node.
+        overrides: Those that it was composed with.
 
     Raises:
         UserError: names the key.
@@ -84,12 +106,13 @@ def check_hydra(cfg: DictConfig) -> None:
         raise _refusal("hydra", hydra, "must be a node")
     for key, value in _leaves(hydra, "hydra"):
         last = key.rpartition(".")[2]
-        if last in ("_target_", "()") and value != TARGETS.get(key) and not permitted(str(value)):
+        if last in ("_target_", "()") and value not in TARGETS.get(key, ()) and not permitted(str(value)):
             raise _refusal(key, value, "would build something while the configuration is read", name=str(value))
     for key in TARGETS:
         part = hydra.get(key.split(".")[1])
         if not isinstance(part, Mapping):
             raise _refusal(key.rpartition(".")[0], part, "must be a node")
+    _check_typed(hydra, overrides)
     if not isinstance(hydra.get("callbacks") or {}, Mapping):
         raise _refusal("hydra.callbacks", hydra["callbacks"], "must be a node")
     job = hydra.get("job") or {}
@@ -105,6 +128,25 @@ def check_hydra(cfg: DictConfig) -> None:
             raise _refusal(name, value, "leads out of the folder of the run")
     for name in ("job_logging", "hydra_logging"):
         _check_logging(hydra.get(name), f"hydra.{name}")
+
+
+def _check_typed(hydra: Mapping[str, Any], overrides: Sequence[str]) -> None:
+    """Hold what only the command line may say against what it says."""
+    recorded = hydra.get("overrides") or {}
+    if sorted([*recorded.get("hydra", []), *recorded.get("task", [])]) != sorted(overrides):
+        raise _refusal("hydra.overrides", recorded, "a file says what the command line alone can say")
+    for key, value in _leaves({name: hydra[name] for name in ("launcher", "sweeper")}, "hydra"):
+        typed = any(key == one or key.startswith(f"{one}.") for one in map(_key, overrides))
+        if value is None or typed or permitted(key):
+            continue
+        if any(key == one or key.startswith(f"{one}.") for one in TYPED):
+            raise _refusal(key, value, "runs commands or leaves this machine: give it on the command line")
+        if isinstance(value, str) and not value.isprintable():
+            raise _refusal(key, value, "a second line would run as a command")
+
+
+def _key(override: str) -> str:
+    return override.partition("=")[0].lstrip("+")
 
 
 def _check_logging(node: Any, place: str) -> None:
@@ -148,3 +190,6 @@ def _refusal(key: str, value: Any, reason: str, *, name: str | None = None) -> U
         f"{key}={shown(value)}: {reason}. If you trust this configuration, set {PERMISSION}={name or key} in the "
         "environment"
     )
+
+
+install()

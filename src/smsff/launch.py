@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
@@ -23,6 +24,7 @@ from hydra.errors import MissingConfigException
 from omegaconf import OmegaConf
 
 from smsff import processes, slurm
+from smsff.overrides import quoted
 from smsff.trust import nearest
 
 if TYPE_CHECKING:
@@ -50,11 +52,11 @@ def child_command(script: Path, local_rank: int, *, replace: Mapping[str, str] |
     """
     config, replaced = HydraConfig.get(), replace or {}
     kept = [text for text in config.overrides.task if text.partition("=")[0].lstrip("+~") not in replaced]
-    added = [f'{key}="{value}"' for key, value in replaced.items()]
+    added = [f"{key}={quoted(value)}" for key, value in replaced.items()]
     sources = [s.path for s in config.runtime.config_sources if s.provider == "command-line"]
     flags = [part for path in sources for part in ("--config-dir", path)]
     hydra = [
-        f'hydra.run.dir="{config.runtime.output_dir}"',
+        f"hydra.run.dir={quoted(config.runtime.output_dir)}",
         "hydra.mode=RUN",
         "hydra.output_subdir=null",
         f"hydra.job.name={config.job.name}_rank{local_rank}",
@@ -124,6 +126,11 @@ def explain(error: Exception, *, config_dir: Path, config_name: str, words: Sequ
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
         choices = ", ".join(error.options)
         return f"{group}={choice}: there is no such choice; {nearest(choice, error.options)}\nchoices: {choices}"
+    ambiguous = re.match(r"Ambiguous value for argument '([^=]*)=(.*)'$", text.strip().splitlines()[0])
+    if ambiguous:
+        key, value = ambiguous.groups()
+        written = f"a list is {key}=[{value}], a text {shlex.quote(f'{key}={quoted(value)}')}"
+        return f"{key}={value}: several values are a sweep, which needs -m; {written}"
     found = re.search(r"Could not (?:override|append to config|delete from config)[^'\n]*'([^'\n]+)'", text)
     if not found:
         return text.strip().splitlines()[0]

@@ -28,7 +28,7 @@ def opening(plain: Mapping[str, Any], trainer: pl.Trainer, module: pl.LightningM
     if teacher.get("style_base"):
         lines["base"] += f"; the style's: {teacher['style_base']}"
     lines["devices"] = _devices(plain, trainer)
-    lines["data"] = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in data.summary().items() if count)
+    lines["data"] = data.overview()
     lines["length"] = _length(plain, trainer)
     lines["memory"] = _memory(plain)
     lines["folder"] = plain["run_dir"]

@@ -25,7 +25,21 @@ POLL = 0.5
 GRACE = 15.0
 """Seconds that a process has to end by itself once another one is known to be gone."""
 
+MAX_WORKERS = 4
+
 _children: list[subprocess.Popen[Any]] = []
+
+
+def loader_workers(devices: Any) -> int:
+    """Loader processes for each process of a run: one for each core but one that it has to itself, at most four.
+
+    Args:
+        devices: As ``trainer.devices``; where it does not say how many, one is assumed.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    listed = devices.count(",") + 1 if isinstance(devices, str) else len(devices) if hasattr(devices, "__len__") else 1
+    count = devices if isinstance(devices, int) else listed
+    return max(0, min(MAX_WORKERS, cores // max(count, 1) - 1))
 
 
 def spelled(rank: int, code: int) -> str:

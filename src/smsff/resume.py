@@ -14,7 +14,7 @@ from smsff.errors import UserError, shown
 
 log = logging.getLogger(__name__)
 
-REFUSED = ("task", "generator.*", "fake_score._target_", "fake_score.rank", "fake_score.layers", "lora.*")
+REFUSED = ("task", "generator.*", "fake_score._target_", "fake_score.rank", "fake_score.target_modules", "lora.*")
 """What decides which tensors there are: another choice is another run."""
 
 IGNORED = tuple(f"optimizer.*.{name}" for name in ("lr", "betas", "eps", "weight_decay", "clip_norm"))
@@ -33,7 +33,6 @@ FREE = (
     "process_timeout",
     "weights.*",
     "style.page",
-    "style.base_page",
     "data.root",  # the data module compares the images themselves
     "data.path",
     "data.batch_size",  # and the size of the whole batch
@@ -52,10 +51,11 @@ MAX_NAMED = 10
 def check(checkpoint: Path, plain: Mapping[str, Any]) -> None:
     """Hold a configuration against that of a checkpoint.
 
-    What makes going on impossible is refused; what changes the training is named in a warning.
+    What makes going on impossible is refused; what changes the training is named in a warning, and so is a run that has
+    reached its end.
 
     Raises:
-        UserError: the checkpoint is unreadable, or was made for something else.
+        UserError: the checkpoint is unreadable, was made for something else, or has more steps than the run.
     """
     content = read_checkpoint(checkpoint, mmap=True)
     then = content.get("hyper_parameters", {}).get("config")
@@ -70,8 +70,13 @@ def check(checkpoint: Path, plain: Mapping[str, Any]) -> None:
             f"{key}={shown(now.get(key))} contradicts ckpt_path={checkpoint}, which was made with "
             f"{shown(before.get(key))}; go on with that, or start a new run"
         )
+    done, steps = int(content.get("global_step", 0)), plain["steps"]
+    if done > steps:
+        raise UserError(f"steps={steps}: ckpt_path={checkpoint} has {done} steps already; raise steps above {done}")
     changed = [key for key in differ if key in before and key in now]  # another version may have other keys
     if smsff.launch.is_main_process():
+        if done == steps:
+            log.warning("ckpt_path=%s: all steps=%d are done; raise steps to train on", checkpoint, steps)
         warn([key for key in changed if fits(key, IGNORED)], before, now, ": the checkpoint's value stays")
         warn([key for key in changed if not fits(key, IGNORED + FREE)], before, now, ": from here on another training")
 

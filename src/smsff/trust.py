@@ -105,9 +105,9 @@ PARTIAL = frozenset(
 )
 """Targets that are completed during the run: their nodes have ``_partial_: true``, and no others have."""
 
-RESOLVERS = frozenset({"asset", "now", "hydra", "run_name", "own_photos", "on_bfloat16", "warmup_steps"})
+RESOLVERS = frozenset({"asset", "now", "hydra", "run_name", "own_photos", "on_bfloat16", "warmup_steps", "workers"})
 """Functions that ``${name:...}`` may call: files of the package, time and job, Hydra's job number, whether the user has
-photos, what the device can do, a share of the steps."""
+photos, what the device can do, a share of the steps, the number of cores."""
 
 
 def permitted(name: str) -> bool:

@@ -230,13 +230,6 @@ def test_the_overview_has_every_count(photos: Path, tmp_path: Path) -> None:
     assert single.overview() == f"{photos}/0.png: one picture of 24 x 16 pixels, caption 'a lake'"
 
 
-def test_loader_processes_by_default(photos: Path) -> None:
-    bundled = {"crop_size": 32, "batch_size": 2, "steps": 2}
-    assert data(photos, num_workers=None).num_workers == 4
-    assert ImageDataModule(**bundled, num_workers=None).num_workers == 0
-    assert ImageDataModule(**bundled, num_workers=1).num_workers == 1
-
-
 def test_bundled_photos() -> None:
     module = ImageDataModule(crop_size=32, batch_size=2, steps=2, default_caption="a photo")
     module.setup("fit")

@@ -182,7 +182,7 @@ class ImageDataModule(LightningDataModule):
         crop_size: int,
         batch_size: int,
         steps: int,
-        num_workers: int | None = 0,
+        num_workers: int = 0,
         val_fraction: float = 0.05,
         default_caption: str = "",
         flip: bool = True,
@@ -203,7 +203,7 @@ class ImageDataModule(LightningDataModule):
             batch_size: Of each process.
             steps: Optimizer steps of the training. The loader is one long epoch of ``steps`` batches, times the
                 trainer's ``accumulate_grad_batches``.
-            num_workers: Loader processes; None for 4, or for the bundled photos none: they are kept in memory.
+            num_workers: Loader processes.
             val_fraction: Share of the images, by hash of the name, kept for validation. Not used for bundled photos.
             default_caption: For images without a caption.
             flip: Mirror half of the crops.
@@ -225,7 +225,6 @@ class ImageDataModule(LightningDataModule):
         _require(crop_size >= 1, "data.crop_size", crop_size, "at least 1")
         _require(batch_size >= 1, "data.batch_size", batch_size, "at least 1")
         _require(steps >= 1, "data.steps", steps, "at least 1")
-        num_workers = (0 if root is None else 4) if num_workers is None else num_workers
         _require(num_workers >= 0, "data.num_workers", num_workers, "0 or more")
         _require(0 <= val_fraction < 1, "data.val_fraction", val_fraction, "at least 0 and below 1")
         ordered = len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1

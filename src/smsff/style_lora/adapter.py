@@ -79,7 +79,7 @@ class TrainableStyle:
             alpha=options.alpha,
             target_modules=options.target_modules,
             seed=options.seed,
-            key="lora",
+            keys=("lora.rank", "lora.target_modules"),
         )
         teacher.adapters.refresh()
         self.text_parameters = self._add_to_text() if options.text_rank else {}
@@ -104,7 +104,7 @@ class TrainableStyle:
                 alpha=self.options.text_alpha,
                 target_modules=self.options.text_modules,
                 seed=self.options.seed + 1 + i,
-                key="lora.text",
+                keys=("lora.text_rank", "lora.text_modules"),
             )
             for name, parameter in added.items():
                 if unused is None or unused not in name:

@@ -49,7 +49,13 @@ class LoraFakeScore(nn.Module):
         self.loss_weight = check_denoising_weight(loss_weight)
         self._teacher = (teacher,)  # a tuple hides it from nn.Module, which would register it a second time
         self._parameters_by_name = add_lora(
-            teacher.unet, FAKE, rank=rank, alpha=alpha, target_modules=target_modules, seed=seed, key="fake_score"
+            teacher.unet,
+            FAKE,
+            rank=rank,
+            alpha=alpha,
+            target_modules=target_modules,
+            seed=seed,
+            keys=("fake_score.rank", "fake_score.target_modules"),
         )
         # Adding an adapter switches it on, makes it trainable and touches the others: put all of that right.
         teacher.adapters.refresh()

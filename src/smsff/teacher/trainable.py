@@ -18,7 +18,14 @@ from smsff.teacher.lora_names import weighted_layers
 
 
 def add_lora(
-    model: Any, adapter: str, *, rank: int, alpha: float, target_modules: Sequence[str], seed: int, key: str
+    model: Any,
+    adapter: str,
+    *,
+    rank: int,
+    alpha: float,
+    target_modules: Sequence[str],
+    seed: int,
+    keys: tuple[str, str],
 ) -> dict[str, nn.Parameter]:
     """Add a trainable adapter that changes nothing yet: up zero, down uniform as torch initialises a linear layer.
 
@@ -30,7 +37,7 @@ def add_lora(
         target_modules: names of the layers, or the ends of them (``to_q``, ``to_out.0``, ``conv1``, ``proj_in``);
             linear layers and convolutions.
         seed: of the down matrices, which depend on nothing else.
-        key: config key to name in messages; its ``rank`` and ``target_modules`` are meant.
+        keys: config keys of `rank` and `target_modules`, to name in messages.
 
     Returns:
         The parameters by ``<layer>.lora_A.weight``, in a fixed order.
@@ -39,8 +46,8 @@ def add_lora(
         UserError: a name in `target_modules` fits no layer, or a rank below 1.
     """
     if rank < 1:
-        raise UserError(f"{key}.rank={rank} must be at least 1")
-    _check_targets(model, target_modules, key)
+        raise UserError(f"{keys[0]}={rank} must be at least 1")
+    _check_targets(model, target_modules, keys[1])
     with warnings.catch_warnings():  # peft warns of a second adapter, which is what is wanted here
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")
         model.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(target_modules)), adapter)
@@ -75,7 +82,7 @@ def _check_targets(model: nn.Module, targets: Sequence[str], key: str) -> None:
         parts = [name.split(".") for name in layers]
         ends = sorted({".".join(part[-2:] if part[-1].isdigit() else part[-1:]) for part in parts})
         raise UserError(
-            f"{key}.target_modules: {', '.join(unknown) or 'empty'} fits no linear layer or convolution of the "
+            f"{key}: {', '.join(unknown) or 'empty'} fits no linear layer or convolution of the "
             f"{type(model).__name__}; there are {', '.join(ends)}"
         )
 

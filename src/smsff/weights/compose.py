@@ -15,6 +15,8 @@ from omegaconf.errors import OmegaConfBaseException
 import smsff.config  # registers ${asset:...}
 from smsff.errors import UserError
 from smsff.launch import explain
+from smsff.overrides import prepared
+from smsff.paths import absolute
 from smsff.trust import limit_resolvers
 
 CHECKOUT = Path(smsff.config.__file__).parents[2] / "conf"
@@ -43,14 +45,14 @@ def composed(conf: Path, overrides: Sequence[str]) -> dict[str, Any]:
     """The resolved configuration; a value that is still to be given is ``???``.
 
     Raises:
-        UserError: an override that the configuration does not have, with the nearest one that it has.
+        UserError: a word that is no override, or one that the configuration does not have, with the nearest it has.
     """
     limit_resolvers()  # a configuration must not read the environment into a URL
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(config_dir=str(conf), version_base="1.3"):
-            config = compose("train", overrides=list(overrides))
-        return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True, throw_on_missing=False))
+            config = compose("train", overrides=prepared(overrides))
+        return absolute(cast(dict[str, Any], OmegaConf.to_container(config, resolve=True, throw_on_missing=False)))
     except HydraException as error:
         raise UserError(explain(error, config_dir=conf, config_name="train")) from error
     except OmegaConfBaseException as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from smsff.errors import UserError
+from smsff.paths import FILES
 from smsff.weights.compose import composed, find_conf
 from smsff.weights.fetch import by_hand, has_source, terms
 from smsff.weights.files import spell_size
@@ -17,8 +19,6 @@ from smsff.weights.forecast import forecast, room_problems
 from smsff.weights.machine import describe_machine, hardware_problems, room, runs_on_gpu, versions
 from smsff.weights.manifest import needs, read_lock
 from smsff.weights.status import Status, look
-
-DATA_PATHS = ("root", "path", "texture_root", "photos")
 
 
 def doctor(overrides: Sequence[str], *, conf: str | None = None, verify: bool = False, as_json: bool = False) -> int:
@@ -107,7 +107,7 @@ def _problem(status: Status, overrides: Sequence[str]) -> str:
     if status.state != "missing":
         mend = "run `smsff fetch` again" if need.hub else f"move {need.path} away and get it again"
         return f"{need.key}={need.name}: {status.reason}; {mend}"
-    command = " ".join(["smsff fetch", *(f"'{text}'" if " " in text else text for text in overrides)])
+    command = f"smsff fetch {shlex.join(overrides)}".strip()
     fetch = f"run `{command}`, or " if has_source(need) else ""
     return f"{need.key}={need.name}: missing; {fetch}{by_hand(need)}"
 
@@ -139,8 +139,8 @@ def _data_problems(data: Mapping[str, Any], prefix: str = "data") -> Iterator[st
             yield from _data_problems(value, name)
         elif value == "???":
             yield f"{name}: no value given; add {name}=... to the command"
-        elif key in DATA_PATHS and isinstance(value, str) and not Path(value).expanduser().exists():
-            yield f"{name}={value}: does not exist (relative to {Path.cwd()})"
+        elif name in FILES and isinstance(value, str) and not Path(value).exists():
+            yield f"{name}={value}: does not exist"
 
 
 def lines(report: Mapping[str, Any]) -> Iterator[str]:
