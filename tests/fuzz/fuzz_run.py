@@ -24,8 +24,9 @@ CASES = {
     "config": fuzz_configs.cases,
     "model": fuzz_models.model_cases,
     "lora": fuzz_models.lora_cases,
+    "lora_header": fuzz_models.lora_header_cases,
 }
-FULL = {"image": 10_000, "config": 1_000, "lora": 500, "model": 500}
+FULL = {"image": 10_000, "config": 1_000, "lora": 500, "lora_header": 2_000, "model": 500}
 OUTCOMES = ("accepted", "refused", "error", "crashed", "hung")
 
 
@@ -66,7 +67,9 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, help="JSON file for the counts")
     parser.add_argument("--seed", type=int, default=0)
     for kind, count in FULL.items():
-        parser.add_argument(f"--{kind}", type=int, default=count, metavar="N", help=f"cases (default {count})")
+        parser.add_argument(
+            f"--{kind.replace('_', '-')}", type=int, default=count, metavar="N", help=f"cases (default {count})"
+        )
     arguments = parser.parse_args()
     counts, failures = {}, 0
     with tempfile.TemporaryDirectory() as folder:

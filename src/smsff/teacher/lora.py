@@ -206,8 +206,8 @@ def _warn(report: LoraReport) -> None:
         )
     for part in report.unchanged:
         logger.warning(
-            "teacher.lora=%s: changes nothing in %s: every change is 0 (an alpha of 0, matrices of zeros, or values too "
-            "small for the model's dtype), as in a LoRA that was not trained",
+            "teacher.lora=%s: changes nothing in %s: every change is 0 (an alpha of 0, matrices of zeros, or values "
+            "too small for the model's dtype), as in a LoRA that was not trained",
             report.path,
             part,
         )

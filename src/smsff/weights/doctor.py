@@ -63,6 +63,7 @@ def examine(plain: Mapping[str, Any], *, overrides: Sequence[str] = (), verify: 
     problems = [
         *(_problem(status, overrides) for status in found if status.state != "there"),
         *lora_problems,
+        *([unknown] if unknown and all(status.state == "there" for status in found) else []),
         *_data_problems(plain.get("data") or {}),
         *hardware_problems(machine, trainer, teacher.get("dtype")),
     ]
@@ -114,7 +115,7 @@ def _problem(status: Status, overrides: Sequence[str]) -> str:
 
 def _loras(found: Sequence[Status]) -> tuple[list[dict[str, Any]], list[str]]:
     """What the headers of the LoRA files say, and what is wrong with them or does not fit the base."""
-    from smsff.teacher.lora_info import inspect_lora, refuse_other_base
+    from smsff.teacher.lora_info import inspect_lora, refuse_other_base, refuse_text_alone
 
     bases = {status.need.key: status for status in found}
     base = bases.get("teacher.style_base") or bases.get("teacher.base")
@@ -124,6 +125,7 @@ def _loras(found: Sequence[Status]) -> tuple[list[dict[str, Any]], list[str]]:
             try:
                 info = inspect_lora(status.need.path)
                 reports.append(info.as_dict())
+                refuse_text_alone(info)
                 if base is not None and (settings := base.files.get("unet/config.json")):
                     refuse_other_base(info, json.loads(settings.read_text(encoding="utf-8")), key=base.need.key)
             except UserError as error:
@@ -160,6 +162,8 @@ def lines(report: Mapping[str, Any]) -> Iterator[str]:
         )
         yield f"  LoRA     {Path(one['path']).name}: {one['format']} {', '.join(one['algorithms'])}, rank {ranks}"
         yield f"           for {one['family'] or 'a base model that it does not name'}; layers: {layers}"
+        if one["unusable"]:
+            yield f"           entries of its header that cannot be applied: {', '.join(one['unusable'])}"
     yield from _memory_lines(report["memory"], report["memory_unknown"])
     machine, asked, run_dir = report["machine"], report["asked"], report["run_dir"]
     yield "Machine"
