@@ -67,9 +67,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, help="JSON file for the counts")
     parser.add_argument("--seed", type=int, default=0)
     for kind, count in FULL.items():
-        parser.add_argument(
-            f"--{kind.replace('_', '-')}", type=int, default=count, metavar="N", help=f"cases (default {count})"
-        )
+        parser.add_argument(f"--{kind}", type=int, default=count, metavar="N", help=f"cases (default {count})")
     arguments = parser.parse_args()
     counts, failures = {}, 0
     with tempfile.TemporaryDirectory() as folder:
