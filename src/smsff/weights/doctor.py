@@ -63,7 +63,6 @@ def examine(plain: Mapping[str, Any], *, overrides: Sequence[str] = (), verify: 
     problems = [
         *(_problem(status, overrides) for status in found if status.state != "there"),
         *lora_problems,
-        *([unknown] if unknown and all(status.state == "there" for status in found) else []),
         *_data_problems(plain.get("data") or {}),
         *hardware_problems(machine, trainer, teacher.get("dtype")),
     ]
