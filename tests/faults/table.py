@@ -28,6 +28,7 @@ KINDS = {
     "image": "Image files",
     "config": "Configurations",
     "lora": "LoRA files",
+    "lora_header": "Settings in the headers of LoRA files",
     "model": "Model folders, safetensors and ONNX",
 }
 

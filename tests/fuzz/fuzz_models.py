@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from fuzz_edits import byte_edits, edit_bytes, edit_safetensors, edit_tree, tree_edits
+from fuzz_edits import byte_edits, edit_bytes, edit_safetensors, edit_tree, texts, tree_edits, values
 from hypothesis import strategies as st
-from safetensors.torch import save
+from safetensors.torch import load, save
 
 UNET = {"widths": [4, 6], "encoder_blocks": [1, 1], "decoder_blocks": [1], "head_width": 4}
 RESNET = {"width": 2, "blocks": 1}
@@ -33,6 +33,27 @@ lora_cases = st.tuples(
     few,
     st.booleans(),
     st.sampled_from((None, None, None, 0.0, float("nan"), float("inf"), -float("inf"), 3e38)),
+)
+
+# Settings of a LoRA beside its tensors: of the wrong type, in the header itself or in JSON in it.
+lora_fields = st.builds(
+    str.__add__,
+    st.sampled_from(("", "", "unet.", "text_encoder.", "transformer.", "unet.conv_in.")),
+    st.sampled_from(("r", "lora_alpha", "alpha", "network_alpha", "rank_pattern", "alpha_pattern", "use_rslora")),
+)
+lora_settings = st.one_of(
+    values,
+    st.dictionaries(lora_fields, st.one_of(values, st.dictionaries(texts, values, max_size=3)), max_size=4),
+    st.dictionaries(st.sampled_from(("unet", "text_encoder")), st.dictionaries(lora_fields, values), max_size=2),
+)
+lora_header_cases = st.tuples(
+    st.integers(0, 3),
+    st.dictionaries(
+        st.one_of(st.sampled_from(("lora_adapter_metadata", "unet", "ss_network_alpha")), lora_fields),
+        st.tuples(lora_settings, st.integers(0, 2)),
+        min_size=1,
+        max_size=3,
+    ),
 )
 
 
@@ -172,3 +193,21 @@ def run_lora(case: Any, folder: Path) -> None:
     unet, text = copy.deepcopy(lora_models())
     load_style_lora(unet, text, path)
     assert run_unet(unet).shape[0] == 2
+
+
+def run_lora_header(case: Any, folder: Path) -> None:
+    """Load a file whose layers have no alpha, with such a header, into a copy of the U-Net."""
+    from smsff.teacher.lora import load_style_lora
+
+    which, settings = case
+    metadata = {}
+    for name, (value, depth) in settings.items():
+        text = value if isinstance(value, str) and depth == 0 else json.dumps(value, skipkeys=True)
+        for _ in range(depth - 1):  # JSON in a string of JSON
+            text = json.dumps(text)
+        metadata[name] = text.encode("utf-8", "replace").decode()
+    tensors = {name: value for name, value in load(lora_file(which)).items() if not name.endswith(".alpha")}
+    path = folder / "style.safetensors"
+    path.write_bytes(save(tensors, metadata))
+    report = load_style_lora(copy.deepcopy(lora_models()[0]), None, path)
+    assert all(abs(alpha) < float("inf") for alpha in report.alphas)

@@ -24,8 +24,9 @@ CASES = {
     "config": fuzz_configs.cases,
     "model": fuzz_models.model_cases,
     "lora": fuzz_models.lora_cases,
+    "lora_header": fuzz_models.lora_header_cases,
 }
-FULL = {"image": 10_000, "config": 1_000, "lora": 500, "model": 500}
+FULL = {"image": 10_000, "config": 1_000, "lora": 500, "lora_header": 2_000, "model": 500}
 OUTCOMES = ("accepted", "refused", "error", "crashed", "hung")
 
 

@@ -127,6 +127,7 @@ def work(pipe: Connection, folder: str) -> None:
         "config": fuzz_configs.run,
         "model": fuzz_models.run_model,
         "lora": fuzz_models.run_lora,
+        "lora_header": fuzz_models.run_lora_header,
     }
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")

@@ -33,7 +33,9 @@ def complain(bad: list[Any]) -> str:
     return "\n\n".join(f"{case!r}\n{verdict}" for case, verdict in bad[:3])
 
 
-@pytest.mark.parametrize(("kind", "count"), [("image", 120), ("config", 40), ("model", 40), ("lora", 25)])
+@pytest.mark.parametrize(
+    ("kind", "count"), [("image", 120), ("config", 40), ("model", 40), ("lora", 25), ("lora_header", 40)]
+)
 def test_some(watched: fuzz_watch.Watched, kind: str, count: int) -> None:
     counts, bad = fuzz_run.drive(kind, count, watched, start=1)
     assert not bad, complain(bad)

@@ -14,10 +14,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from smsff.cli import main
 from smsff.teacher.lora_info import inspect_lora
 from smsff.weights import machine as machine_module
+from smsff.weights.doctor import lines
 from smsff.weights.machine import describe_machine, hardware_problems, room, versions
 
 CONF = str(Path(__file__).parents[2] / "conf")
@@ -173,6 +175,17 @@ def test_a_file_that_is_no_lora_and_a_lora_for_another_base(
     status, report = doctor(*local, "style=demo_watercolour", f'teacher.base="{tiny_base}"', "style.base=null")
     assert status == 1
     assert "made for another architecture" in report["problems"][0]
+
+
+def test_what_is_odd_about_a_lora_is_said(doctor: Doctor, local: list[str]) -> None:
+    file = Path("weights/ghibli.safetensors")
+    tensors = {key: value for key, value in load_file(file).items() if not key.endswith(".alpha")}
+    save_file(tensors, file, metadata={"lora_alpha": "many"})
+    status, report = doctor(*local)
+    assert (status, report["loras"][0]["unusable"]) == (0, ["lora_alpha"])
+    assert "entries of its header that cannot be applied: lora_alpha" in "\n".join(lines(report))
+    save_file({key: value for key, value in tensors.items() if key.startswith("lora_te_")}, file)
+    assert "a LoRA for the text encoder alone" in doctor(*local)[1]["problems"][0]
 
 
 def test_data_that_is_not_there(doctor: Doctor) -> None:

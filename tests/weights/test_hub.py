@@ -165,3 +165,22 @@ def test_settings_alone(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     assert look(need(), None, verify=False).state == "broken"
     settings = Need(key="teacher.config", name=REPO, hub=True, weights=False)
     assert look(settings, None, verify=False).state == "there"
+
+
+def test_an_auto_encoder_alone(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    names = ("README.md", "config.json", "diffusion_pytorch_model.safetensors")
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: listing(*names))
+    assert [file.name for file in ask_hub(REPO, revision=None, variant=None, vae=True).files] == list(names[1:])
+    vae = Need(key="teacher.vae", name=REPO, hub=True, vae=True)
+    assert set(look(vae, None, verify=False).files) == {"vae/config.json", f"vae/{names[2]}"}
+    for part in ("unet", "text_encoder", "tokenizer", "scheduler"):
+        shutil.rmtree(cache / part)
+    (cache / "model_index.json").unlink()
+    assert look(vae, None, verify=False).state == "there"
+    for path in list((cache / "vae").iterdir()):
+        path.rename(cache / path.name)
+    assert cached_folder(REPO, None, vae=True) == cache
+    assert set(look(vae, None, verify=False).files) == set(names[1:])
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: listing("model_index.json"))
+    with pytest.raises(UserError, match="it has no config.json of an auto-encoder"):
+        ask_hub(REPO, revision=None, variant=None, vae=True)

@@ -26,12 +26,11 @@ from smsff.teacher.lora_format import (
     find_lora_file,
     read_header,
     read_tensors,
-    saved_scale,
 )
-from smsff.teacher.lora_info import LoraInfo, describe, inspect_lora, rank_of, refuse_other_base
+from smsff.teacher.lora_info import LoraInfo, describe, inspect_lora, rank_of, refuse_other_base, refuse_text_alone
 from smsff.teacher.lora_names import flat, layer_table, weight_of, weighted_layers
 from smsff.teacher.lora_switch import AdapterSwitch
-from smsff.teacher.lora_weights import LowRank, dense, low_rank
+from smsff.teacher.lora_weights import LowRank, changes_nothing, dense, low_rank
 from smsff.teacher.lora_write import save_style_lora
 
 __all__ = [
@@ -44,6 +43,7 @@ __all__ = [
     "load_style_lora",
     "load_style_loras",
     "refuse_other_base",
+    "refuse_text_alone",
     "save_style_lora",
 ]
 
@@ -73,6 +73,8 @@ class LoraReport:
             none.
         strength: factor on the LoRA's own scale alpha / rank.
         adapts_text: whether a text encoder has the adapter too.
+        unchanged: parts (``unet``, ``text_encoder``, ``text_encoder_2``) whose layers were loaded without changing any
+            weight, at a strength other than 0: an alpha of 0, matrices of zeros, values too small for the dtype.
         info: format, algorithms and base model of the file.
     """
 
@@ -85,6 +87,7 @@ class LoraReport:
     alphas: tuple[float, ...]
     strength: float
     adapts_text: bool
+    unchanged: tuple[str, ...]
     info: LoraInfo
 
     def as_dict(self) -> dict[str, Any]:
@@ -99,6 +102,7 @@ class LoraReport:
             f"{self.path.name} ({kind}; rank {ranks}, alpha {alphas}) at strength {self.strength:g}: "
             f"{self.matched} of {self.total} tensors loaded, {text} the text encoder; "
             f"{self.ignored} left out, {len(self.unmatched)} unmatched"
+            + "".join(f"; changes nothing in {part}" for part in self.unchanged)
         )
 
 
@@ -108,10 +112,17 @@ class _Change:
 
     part: str
     layer: str
+    weight: Tensor
     change: LowRank | Tensor
     alpha: float | None
     rank: int | None
     tensors: int
+
+    def is_finite(self) -> bool:
+        """In the dtype of the weight."""
+        one = self.change
+        values = (one.down, one.up, torch.tensor(one.scale)) if isinstance(one, LowRank) else (one,)
+        return all(bool(torch.isfinite(value.to(self.weight.dtype)).all()) for value in values)
 
 
 def load_style_lora(
@@ -149,8 +160,9 @@ def load_style_loras(
         use_text: load the text parts.
 
     Raises:
-        UserError: if a file is missing, broken, or no LoRA; if it was made for another kind of base model, or no layer
-            of it is in the U-Net. A LoRA that fits in part is loaded, and the rest is listed in a warning.
+        UserError: if a file is missing, broken, or no LoRA; if a value of it is not finite; if it was made for another
+            kind of base model or for text encoders alone, or no layer of it is in the U-Net. A LoRA that fits in part
+            is loaded, and the rest is listed in a warning; so is one that changes nothing.
     """
     models = {UNET: unet} | (dict(zip(TEXT, text_encoders, strict=False)) if use_text else {})
     changes: list[_Change] = []
@@ -163,18 +175,42 @@ def load_style_loras(
             )
         info = describe(header)
         refuse_other_base(info, getattr(unet, "config", None) or {})
+        refuse_text_alone(info)
         found, unmatched = _matching(header, models, lora.strength)
         reports.append(_report(header, info, found, unmatched, models, lora.strength))
         changes += found
     for part, model in models.items():
         add_adapter(model, [(c.layer, c.change) for c in changes if c.part == part], adapter_name)
     for report in reports:
-        if report.unmatched:
-            names = ", ".join(report.unmatched)
-            count = len(report.unmatched)
-            logger.warning("teacher.lora=%s: %d of its layers are not in the model: %s", report.path, count, names)
+        _warn(report)
         logger.info("style LoRA %s", report)
     return tuple(reports)
+
+
+def _warn(report: LoraReport) -> None:
+    """Say what of a file has no effect."""
+    if report.unmatched:
+        logger.warning(
+            "teacher.lora=%s: %d of its layers or tensors are not applied, for the model has no such layer or they are "
+            "not of a LoRA, LoHa or LoKr: %s",
+            report.path,
+            len(report.unmatched),
+            ", ".join(report.unmatched),
+        )
+    if report.info.unusable:
+        logger.warning(
+            "teacher.lora=%s: its header or adapter_config.json has entries that cannot be applied: %s. The alpha of a "
+            "layer is its rank where nothing else gives it",
+            report.path,
+            ", ".join(report.info.unusable),
+        )
+    for part in report.unchanged:
+        logger.warning(
+            "teacher.lora=%s: changes nothing in %s: every change is 0 (an alpha of 0, matrices of zeros, or values "
+            "too small for the model's dtype), as in a LoRA that was not trained",
+            report.path,
+            part,
+        )
 
 
 def _matching(header: LoraHeader, models: dict[str, nn.Module], strength: float) -> tuple[list[_Change], list[str]]:
@@ -199,13 +235,22 @@ def _matching(header: LoraHeader, models: dict[str, nn.Module], strength: float)
             unmatched.append(layer.name)
             continue
         mine = {role: tensors[key] for role, key in layer.keys.items()}
+        bad = [layer.keys[role] for role, tensor in mine.items() if not torch.isfinite(tensor.float()).all()]
+        if bad:
+            raise UserError(f"teacher.lora={header.path}: {bad[0]} is not finite: it has NaN or infinite values")
         try:
-            changes.append(_change(header, layer, name, mine, weight_of(weights[layer.part][name]), strength))
+            change = _change(header, layer, name, mine, weight_of(weights[layer.part][name]), strength)
         except ValueError as error:
             raise UserError(
                 f"teacher.lora={header.path}: made for another architecture: of {layer.name}, {error} of the base "
                 "model; use a LoRA made for this base model"
             ) from None
+        if not change.is_finite():
+            raise UserError(
+                f"teacher.lora={header.path}: {layer.name} is not finite in {change.weight.dtype}: its values are too "
+                "large for it"
+            )
+        changes.append(change)
     return changes, unmatched
 
 
@@ -213,14 +258,12 @@ def _change(
     header: LoraHeader, layer: LayerKeys, name: str, tensors: dict[str, Tensor], weight: Tensor, strength: float
 ) -> _Change:
     rank = rank_of(layer, header.shapes)
-    config = header.config.get(layer.part)
     alpha = tensors.pop("alpha", None)
-    if config is not None:
-        scale = saved_scale(config, layer.name, rank)
-    elif alpha is None or rank is None:  # LyCORIS scales a LoKr by alpha only if it is decomposed
-        scale = 1.0
+    if alpha is not None:  # LyCORIS scales a LoKr by alpha only if it is decomposed
+        scale = 1.0 if rank is None else float(alpha) / rank
     else:
-        scale = float(alpha) / rank
+        config = header.config.get(layer.part)
+        scale = 1.0 if config is None else config.scale((layer.name, name), rank)
     change: LowRank | Tensor
     if layer.algorithm in ("LoRA", "LoRA Tucker"):
         change = low_rank(tensors, weight, scale * strength)
@@ -228,7 +271,7 @@ def _change(
         on_device = {role: tensor.to(weight.device) for role, tensor in tensors.items()}
         # In the weight's dtype at once: all of SDXL's layers together would take 10 GB in float32.
         change = dense(on_device, weight, scale, strength).to(weight.dtype)
-    return _Change(layer.part, name, change, None if rank is None else scale * rank, rank, len(tensors))
+    return _Change(layer.part, name, weight, change, None if rank is None else scale * rank, rank, len(tensors))
 
 
 def _report(
@@ -255,5 +298,11 @@ def _report(
         alphas=tuple(sorted({change.alpha for change in changes if change.alpha is not None})),
         strength=strength,
         adapts_text=any(change.part != UNET for change in changes),
+        unchanged=() if strength == 0 else _unchanged(changes),
         info=info,
     )
+
+
+def _unchanged(changes: list[_Change]) -> tuple[str, ...]:
+    parts = dict.fromkeys(change.part for change in changes)
+    return tuple(p for p in parts if all(changes_nothing(c.change, c.weight) for c in changes if c.part == p))

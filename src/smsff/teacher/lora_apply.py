@@ -27,7 +27,7 @@ def add_adapter(model: nn.Module, changes: Iterable[tuple[str, LowRank | Tensor]
         changes: names of layers (as in `weighted_layers`) and what is added to their weights.
 
     Raises:
-        UserError: for values that are not finite in the model's dtype.
+        UserError: if changes of a layer that are finite each are not so together.
         ValueError: if the model has an adapter of that name.
     """
     if any(adapter in getattr(m, "lora_A", ()) or getattr(m, "adapter", None) == adapter for m in model.modules()):
@@ -60,7 +60,7 @@ def _add_full(model: nn.Module, deltas: dict[str, Tensor], adapter: str) -> None
     layers = weighted_layers(model)
     new: dict[nn.Module, nn.Module] = {}
     for name, delta in deltas.items():
-        new[layers[name]] = DenseAdapter(layers[name], adapter, _like(delta, weight_of(layers[name])))
+        new[layers[name]] = DenseAdapter(layers[name], adapter, _like(name, delta, weight_of(layers[name])))
     places = [(parent, name, child) for parent in model.modules() for name, child in parent.named_children()]
     for parent, name, child in places:
         if child in new:
@@ -86,13 +86,13 @@ def _add_lora(model: nn.Module, pairs: dict[str, LowRank], adapter: str) -> None
         layer = layers[name]
         assert isinstance(layer, LoraLayer)
         for part, value in ((layer.lora_A[adapter], pair.down), (layer.lora_B[adapter], pair.up)):
-            value = _like(value, weight_of(layer)).reshape(part.weight.shape)
+            value = _like(name, value, weight_of(layer)).reshape(part.weight.shape)
             part.weight = nn.Parameter(value.contiguous(), requires_grad=False)
         layer.scaling[adapter] = pair.scale
 
 
-def _like(value: Tensor, weight: Tensor) -> Tensor:
+def _like(name: str, value: Tensor, weight: Tensor) -> Tensor:
     value = value.to(weight.device, weight.dtype)
     if not torch.isfinite(value).all():
-        raise UserError(f"teacher.lora: the LoRA has values that are not finite in {weight.dtype}")
+        raise UserError(f"teacher.lora: {name}: the LoRAs together are not finite in {weight.dtype}")
     return value

@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
-import functools
-import json
+import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from smsff.errors import UserError
+from smsff.teacher.lora_config import SavedConfig, read_config
 
 UNET = "unet"
 TEXT = ("text_encoder", "text_encoder_2")
 
-# Endings of tensor names and what the tensor is. peft may put the adapter's name before ``weight``.
+# Endings of tensor names and what the tensor is. peft may put the adapter's name, any text, before ``weight``.
 _ENDINGS = (
     (r"[._]lora(?:_linear_layer)?[._]down(?:\.weight)?", "down"),
     (r"[._]lora(?:_linear_layer)?[._]up(?:\.weight)?", "up"),
-    (r"\.lora_A(?:\.\w+)?\.weight", "down"),
-    (r"\.lora_B(?:\.\w+)?\.weight", "up"),
+    (r"\.lora_A(?:\..+)?\.weight", "down"),
+    (r"\.lora_B(?:\..+)?\.weight", "up"),
     (r"\.lora_mid\.weight", "mid"),
-    (r"\.lora_magnitude_vector(?:\.\w+)?(?:\.weight)?", "magnitude"),
+    (r"\.lora_magnitude_vector(?:\..+)?", "magnitude"),
     (r"\.dora_scale", "dora_scale"),
     (r"\.alpha", "alpha"),
-    *((rf"\.hada_{tensor}(?:\.\w+)?", f"hada_{tensor}") for tensor in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")),
+    *((rf"\.hada_{tensor}(?:\..+)?", f"hada_{tensor}") for tensor in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")),
     *(
-        (rf"\.lokr_{tensor}(?:\.\w+)?", f"lokr_{tensor}")
+        (rf"\.lokr_{tensor}(?:\..+)?", f"lokr_{tensor}")
         for tensor in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")
     ),
 )
@@ -47,7 +46,8 @@ _PREFIXES = (
     ("model.diffusion_model.", UNET),
     ("diffusion_model.", UNET),
 )
-_CONFIG_FIELDS = ("r", "lora_alpha", "alpha", "rank_pattern", "alpha_pattern", "use_rslora")
+_FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
+_INTEGERS = ("I64", "I32", "I16", "I8", "U8")
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,8 @@ class LoraHeader:
         metadata: strings of the file's header.
         layers: the layers that the file adapts, those with missing tensors too.
         unknown: names of tensors that are no part of a LoRA.
-        config: peft's configuration of each part, where one was saved with the file; it takes the place of alphas.
+        config: rank and alpha of each part as header or peft's file say them, for layers without an alpha of their own.
+        unusable: names of what is said there but cannot be applied.
     """
 
     path: Path
@@ -97,7 +98,8 @@ class LoraHeader:
     metadata: dict[str, str]
     layers: tuple[LayerKeys, ...]
     unknown: tuple[str, ...]
-    config: dict[str, dict[str, Any]]
+    config: dict[str, SavedConfig]
+    unusable: tuple[str, ...]
 
     @property
     def format(self) -> str:
@@ -112,7 +114,7 @@ def find_lora_file(path: str | Path) -> Path:
     """The LoRA file at `path`, or the only one in the folder `path`; UserError that says what to put where if none."""
     found = Path(path).expanduser()
     if found.is_dir():
-        files = sorted(found.glob("*.safetensors"))
+        files = sorted(file for file in found.iterdir() if file.suffix.lower() == ".safetensors")
         if len(files) != 1:
             names = ", ".join(file.name for file in files) or "none"
             raise UserError(f"teacher.lora={path}: a folder must hold exactly one .safetensors file; found {names}")
@@ -132,23 +134,34 @@ def read_header(path: str | Path) -> LoraHeader:
         UserError: if the file is missing, broken, no ``.safetensors``, or has nothing that looks like a LoRA.
     """
     found = find_lora_file(path)
-    if found.suffix != ".safetensors":
+    if found.suffix.lower() != ".safetensors":
         raise UserError(
             f"teacher.lora={found}: only .safetensors files are read, for others can run code when they are opened; "
             "convert the file first"
         )
     try:
         with safe_open(found, "pt") as file:
-            shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118, no dictionary
+            slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118, no dictionary
+            shapes = {key: tuple(one.get_shape()) for key, one in slices.items()}
+            dtypes = {key: one.get_dtype() for key, one in slices.items()}
             metadata = dict(file.metadata() or {})
-        config = _config(found, metadata, shapes)
-    except (SafetensorError, OSError, json.JSONDecodeError) as error:
+    except (SafetensorError, OSError) as error:
         raise UserError(f"teacher.lora={found}: the file cannot be read ({error})") from None
-    layers, unknown = sort_keys(shapes)
+    try:
+        layers, unknown = sort_keys(shapes)
+    except ValueError as error:
+        raise UserError(f"teacher.lora={found}: {error}") from None
     if not layers:
-        what = f"it has tensors such as {unknown[0]}" if unknown else "it is empty"
+        what = f"no tensors of a LoRA, LoHa or LoKr, but such as {unknown[0]}" if unknown else "it is empty"
         raise UserError(f"teacher.lora={found}: not a LoRA file ({what})")
-    return LoraHeader(found, shapes, metadata, layers, unknown, config)
+    for role, key in (item for layer in layers for item in layer.keys.items()):
+        if not _has_sense(role, shapes[key], dtypes[key]):
+            raise UserError(f"teacher.lora={found}: no LoRA has {key} of shape {shapes[key]} and type {dtypes[key]}")
+    parts = dict.fromkeys(layer.part for layer in layers)
+    wanted = dict.fromkeys(layer.part for layer in layers if "alpha" not in layer.keys)
+    peft = any(key.startswith("base_model.model.") for key in shapes)
+    config, unusable = read_config(found, metadata, parts, wanted, peft=peft)
+    return LoraHeader(found, shapes, metadata, layers, unknown, config, unusable)
 
 
 def read_tensors(header: LoraHeader) -> dict[str, Tensor]:
@@ -161,7 +174,11 @@ def read_tensors(header: LoraHeader) -> dict[str, Tensor]:
 
 
 def sort_keys(keys: Iterable[str]) -> tuple[tuple[LayerKeys, ...], tuple[str, ...]]:
-    """The layers that the tensors called `keys` belong to, and the names that are no part of a LoRA."""
+    """The layers that the tensors called `keys` belong to, and the names that are no part of a LoRA.
+
+    Raises:
+        ValueError: two names are for the same tensor of the same layer, as in a file with two adapters.
+    """
     layers: dict[tuple[str, str], dict[str, str]] = {}
     unknown = []
     for key in keys:
@@ -169,30 +186,16 @@ def sort_keys(keys: Iterable[str]) -> tuple[tuple[LayerKeys, ...], tuple[str, ..
         if found is None:
             unknown.append(key)
         else:
-            layers.setdefault(_part_and_layer(found[0]), {})[found[1]] = key
+            roles = layers.setdefault(_part_and_layer(found[0]), {})
+            if roles.setdefault(found[1], key) != key:
+                raise ValueError(f"{roles[found[1]]} and {key} are for the same layer; a file may hold one LoRA")
     return tuple(LayerKeys(part, name, roles) for (part, name), roles in layers.items()), tuple(unknown)
 
 
-def saved_scale(config: Mapping[str, Any], name: str, rank: int | None) -> float:
-    """alpha / rank of the layer `name` by peft's configuration; alpha / sqrt(rank) for a rank-stabilised LoRA.
-
-    Args:
-        rank: as the tensors have it; None if they do not tell (a LoKr without decomposition).
-    """
-    rank = rank or int(_by_pattern(config.get("rank_pattern"), name, config.get("r", 1)))
-    default = config.get("lora_alpha", config.get("alpha", rank))
-    alpha = float(_by_pattern(config.get("alpha_pattern"), name, default))
-    return alpha / rank**0.5 if config.get("use_rslora") else alpha / rank
-
-
-def _by_pattern(patterns: Mapping[str, Any] | None, name: str, default: Any) -> Any:
-    """peft's rule: the first key that, as a regular expression, ends the layer's name at a dot."""
-    return next((value for key, value in (patterns or {}).items() if _pattern(key).match(name)), default)
-
-
-@functools.cache
-def _pattern(key: str) -> re.Pattern[str]:
-    return re.compile(rf"(.*\.)?({key})$")
+def _has_sense(role: str, shape: tuple[int, ...], dtype: str) -> bool:
+    if role == "alpha":
+        return math.prod(shape) == 1 and dtype in (*_FLOATS, *_INTEGERS)
+    return dtype in _FLOATS and len(shape) >= (1 if role in ("dora_scale", "magnitude") else 2) and 0 not in shape
 
 
 def _part_and_layer(name: str) -> tuple[str, str]:
@@ -209,18 +212,3 @@ def _part_and_layer(name: str) -> tuple[str, str]:
     if part == UNET:
         return part, re.sub(r"\.to_out$", ".to_out.0", name)
     return part, re.sub(r"\.to_(q|k|v|out)$", r".\1_proj", name)
-
-
-def _config(path: Path, metadata: Mapping[str, str], keys: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """From the file's header, or from peft's file beside it; {part: configuration}."""
-    header: dict[str, Any] = json.loads(metadata.get("lora_adapter_metadata", "{}"))
-    beside = path.parent / "adapter_config.json"
-    if not header and beside.is_file() and any(key.startswith("base_model.model.") for key in keys):
-        header = json.loads(beside.read_text())
-    config: dict[str, dict[str, Any]] = {}
-    for key, value in header.items():
-        part, _, field = key.rpartition(".")
-        if field in _CONFIG_FIELDS:
-            for name in (part,) if part else (UNET, *TEXT):
-                config.setdefault(name, {})[field] = value
-    return config

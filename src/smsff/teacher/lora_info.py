@@ -51,6 +51,7 @@ class LoraInfo:
         tensors: how many there are, alphas aside.
         dense_elements: how many weight elements the layers have whose change is kept at full size (LoHa, LoKr, DoRA);
             each takes the bytes of the model's dtype.
+        unusable: names of what the file says about alpha and rank beside its tensors and cannot be applied.
         base_model, title: as the training program noted them in the header; empty if it did not.
     """
 
@@ -63,6 +64,7 @@ class LoraInfo:
     layers: dict[str, int]
     tensors: int
     dense_elements: int
+    unusable: tuple[str, ...]
     base_model: str
     title: str
 
@@ -100,6 +102,7 @@ def describe(header: LoraHeader) -> LoraInfo:
             for layer in header.layers
             if layer.algorithm not in (None, "LoRA", "LoRA Tucker")
         ),
+        unusable=header.unusable,
         base_model=notes.get("ss_sd_model_name") or notes.get("ss_base_model_version", ""),
         title=notes.get("modelspec.title") or notes.get("ss_output_name", ""),
     )
@@ -111,6 +114,20 @@ def rank_of(layer: LayerKeys, shapes: Mapping[str, tuple[int, ...]]) -> int | No
         if role in layer.keys:
             return shapes[layer.keys[role]][0]
     return None
+
+
+def refuse_text_alone(info: LoraInfo) -> None:
+    """Refuse a file that changes text encoders alone: a style is a change of the U-Net.
+
+    Raises:
+        UserError: there is no layer of the U-Net in it.
+    """
+    if UNET not in info.layers:
+        names = " and ".join(part.replace("_", " ") for part in info.layers)
+        raise UserError(
+            f"teacher.lora={info.path}: a LoRA for the {names} alone: none of its {info.tensors} tensors is for the "
+            "U-Net, which a style has to change; use a LoRA that was trained on the U-Net too"
+        )
 
 
 def refuse_other_base(info: LoraInfo, unet_config: Mapping[str, Any], *, key: str = "teacher.base") -> None:

@@ -42,7 +42,7 @@ def low_rank(tensors: Mapping[str, Tensor], weight: Tensor, scale: float) -> Low
     rank = down.shape[0]
     if "mid" in tensors:
         mid = tensors["mid"]
-        if mid.shape[:2] != (rank, rank) or up[0].numel() != rank:
+        if mid.ndim != 4 or mid.shape[:2] != (rank, rank) or up[0].numel() != rank:
             raise _misfit("lora_mid", mid, weight)
         down = torch.einsum("mnkl,nj->mjkl", mid.float(), down.flatten(1).float())
     if down[0].numel() != weight[0].numel():
@@ -75,6 +75,17 @@ def dense(tensors: Mapping[str, Tensor], weight: Tensor, scale: float, strength:
         if role in tensors:
             delta = _decomposed(weight.float(), delta, tensors[role], on_output=role == "magnitude")
     return delta * strength
+
+
+def changes_nothing(change: LowRank | Tensor, weight: Tensor) -> bool:
+    """Whether a change, in the dtype of `weight`, is 0 or below a millionth of the largest weight everywhere.
+
+    The latter is what rounding leaves of a DoRA that was not trained.
+    """
+    if isinstance(change, LowRank):
+        down, up = (value.to(weight.device, weight.dtype).float() for value in (change.down.flatten(1), change.up))
+        change = (up @ down * change.scale).to(weight.dtype)
+    return bool(change.abs().max() <= 1e-6 * weight.abs().max())
 
 
 def _hadamard(tensors: Mapping[str, Tensor], scale: float) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
@@ -37,6 +37,8 @@ class PipelineConfig:
         unet, vae, scheduler: each part's configuration.
         text_encoders: one, or two for SDXL.
         empty_is_zero: the empty prompt is embedded as zeros (SDXL was trained so), not by the text encoders.
+        says_prediction: whether the checkpoint itself says what it predicts, noise or v; if not, `scheduler` has what
+            is usual.
     """
 
     unet: Config
@@ -44,6 +46,7 @@ class PipelineConfig:
     scheduler: Config
     text_encoders: tuple[Config, ...]
     empty_is_zero: bool = False
+    says_prediction: bool = field(default=True, compare=False)
 
     @property
     def family(self) -> Family:
@@ -76,8 +79,11 @@ def vae_widths(vae: Config) -> list[int]:
     )
 
 
-def read_config(source: Source) -> PipelineConfig:
-    """The configuration of a folder or a hub repository, checked; nothing large is read.
+def read_config(source: Source, *, vae: bool = True) -> PipelineConfig:
+    """The configuration of a folder or a hub repository, whose parts are still to be checked; nothing large is read.
+
+    Args:
+        vae: whether its auto-encoder is needed; if not, there may be none, and its configuration is empty then.
 
     Raises:
         UserError: if something is missing or cannot be reached, or if it is a kind of model that is not supported.
@@ -89,20 +95,21 @@ def read_config(source: Source) -> PipelineConfig:
     second = "text_encoder_2" in index or bool(source.folder and (source.folder / "text_encoder_2").is_dir())
     text = ("text_encoder", "text_encoder_2") if second else ("text_encoder",)
     tokenizers = tuple(part.replace("text_encoder", "tokenizer") for part in text)
+    has_vae = vae or ((source.folder / "vae").is_dir() if source.folder else index.get("vae") not in (None, [None] * 2))
     if source.folder is not None:
-        parts = ("unet", "vae", *text, *tokenizers, "scheduler")
+        parts = ("unet", *(("vae",) if vae else ()), *text, *tokenizers, "scheduler")
         missing = [part for part in parts if not (source.folder / part).is_dir()]
         if missing:
             raise UserError(absent(source, f"not a complete pipeline, the folder lacks {', '.join(missing)}"))
-    config = PipelineConfig(
+    scheduler = read_json(source, "scheduler", "scheduler_config.json")
+    return PipelineConfig(
         unet=complete_unet(read_json(source, "unet", "config.json")),
-        vae=complete_vae(read_json(source, "vae", "config.json")),
-        scheduler=read_json(source, "scheduler", "scheduler_config.json"),
+        vae=complete_vae(read_json(source, "vae", "config.json")) if has_vae else {},
+        scheduler=scheduler,
         text_encoders=tuple(complete_text(read_json(source, part, "config.json"), source) for part in text),
         empty_is_zero=second and bool(index.get("force_zeros_for_empty_prompt", True)),
+        says_prediction="prediction_type" in scheduler,
     )
-    check_config(config, source)
-    return config
 
 
 def complete_unet(config: Config) -> Config:
@@ -150,7 +157,7 @@ def check_config(config: PipelineConfig, source: Source) -> None:
         UserError: says which part is what.
     """
     _check_unet(config.unet, source)
-    _check_vae(config.vae, source)
+    check_vae(config.vae, source)
     _check_scheduler(config.scheduler, source)
     unet, channels = config.unet, config.vae["latent_channels"]
     if unet["in_channels"] != channels:
@@ -189,7 +196,8 @@ def _check_unet(unet: Config, source: Source) -> None:
         )
 
 
-def _check_vae(vae: Config, source: Source) -> None:
+def check_vae(vae: Config, source: Source) -> None:
+    """UserError for an auto-encoder of another kind."""
     name = vae.get("_class_name", "AutoencoderKL")
     if name not in ("AutoencoderKL", "AutoencoderTiny"):
         raise UserError(f"{source}: vae is a {name}; supported are AutoencoderKL, AutoencoderTiny")

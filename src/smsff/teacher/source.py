@@ -15,11 +15,12 @@ from typing import Any, TypeVar
 from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
 from safetensors import SafetensorError
 
-from smsff.errors import UserError
+from smsff.errors import UserError, shown
 
 T = TypeVar("T")
 
 LOAD_ERRORS = (pickle.UnpicklingError, OSError, ValueError, SafetensorError)
+INDEX = "model_index.json"
 _PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 
 
@@ -57,12 +58,13 @@ class Source:
         path = Path(self.name).expanduser()
         if path.is_dir():
             return None
-        if path.suffix in _PICKLES:
+        suffix = path.suffix.lower()
+        if suffix in _PICKLES:
             raise UserError(
                 f"{self}: {path.suffix} files can run code when they are opened and are not read; "
                 "use the .safetensors version of the checkpoint"
             )
-        if path.suffix != ".safetensors":
+        if suffix != ".safetensors":
             return None
         if not path.is_file():
             raise UserError(f"{self}: no such file; download the checkpoint and set {self.key} to where it is")
@@ -84,11 +86,14 @@ class Source:
         return all(path.exists() for path in paths) and paths[0].resolve() == paths[1].resolve()
 
 
-def read_json(source: Source, part: str, name: str) -> dict[str, Any]:
+def read_json(source: Source, part: str, name: str, *, index: str = INDEX) -> dict[str, Any]:
     """The JSON file `name` in the sub-folder `part` ("" for none) of a folder or a hub repository.
 
+    Args:
+        index: as in `local_first`.
+
     Raises:
-        UserError: if it is not there or not JSON.
+        UserError: if it is not there or no settings in JSON.
     """
     path = f"{part}/{name}" if part else name
     if source.folder is not None:
@@ -99,22 +104,29 @@ def read_json(source: Source, part: str, name: str) -> dict[str, Any]:
         def download(*, local_files_only: bool, subfolder: str, revision: str | None) -> str:
             return hf_hub_download(source.name, path, revision=revision, local_files_only=local_files_only)
 
-        file = Path(local_first(source, path, download))
+        file = Path(local_first(source, path, download, index=index))
     try:
-        return json.loads(file.read_text())
-    except (OSError, json.JSONDecodeError) as error:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(absent(source, f"its {path} cannot be read ({first_line(error)})")) from None
+    if not isinstance(content, dict):
+        raise UserError(absent(source, f"its {path} holds no settings, but {shown(content)}"))
+    return content
 
 
-def local_first(source: Source, part: str, load: Callable[..., T]) -> T:
-    """`load` from the folder or the hub's cache; only what is not there is asked of the hub."""
+def local_first(source: Source, part: str, load: Callable[..., T], *, index: str = INDEX) -> T:
+    """`load` from the folder or the hub's cache; only what is not there is asked of the hub.
+
+    Args:
+        index: a file that the hub has if it has the repository.
+    """
     where = {"subfolder": part, "revision": source.revision}
     try:
         return load(local_files_only=True, **where)
     except LOAD_ERRORS as error:
         if source.folder is not None or source.local_files_only:
             raise UserError(absent(source, f"its {part} cannot be read ({first_line(error)})")) from None
-    _ask_hub(source)
+    _ask_hub(source, index)
     try:
         return load(local_files_only=False, **where)
     except LOAD_ERRORS as error:
@@ -125,8 +137,9 @@ def absent(source: Source, reason: str) -> str:
     """The message for weights that are not there: `reason`, and what to do."""
     known = source.folder is None and source.name.count("/") == 1
     fetch = source.name if known else "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    what = "an auto-encoder or a pipeline" if source.key == "teacher.vae" else "a Stable Diffusion pipeline"
     return (
-        f"{source}: {reason}. Give the folder of a Stable Diffusion pipeline in the layout of diffusers, a single "
+        f"{source}: {reason}. Give the folder of {what} in the layout of diffusers, a single "
         f".safetensors file, or an id on the hub. Where there is a network, run `smsff fetch` with the overrides of "
         f"this command, or `hf download {fetch} --local-dir models/base` and set {source.key}=models/base"
     )
@@ -141,10 +154,10 @@ def _refuse_impossible_id(source: Source) -> None:
         raise UserError(absent(source, "there is no such folder"))
 
 
-def _ask_hub(source: Source) -> None:
+def _ask_hub(source: Source, index: str) -> None:
     """One request without retries, so that a machine without network learns of it at once."""
     try:
-        get_hf_file_metadata(hf_hub_url(source.name, "model_index.json", revision=source.revision), timeout=10)
+        get_hf_file_metadata(hf_hub_url(source.name, index, revision=source.revision), timeout=10)
     except Exception as error:  # the hub's client raises errors of its HTTP library, which differ between versions
         reason = f"no such folder, and the Hugging Face hub does not give it either ({first_line(error)})"
         raise UserError(absent(source, reason)) from None

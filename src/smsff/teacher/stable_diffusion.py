@@ -14,7 +14,14 @@ from torch.func import functional_call
 
 from smsff.errors import UserError
 from smsff.speed import to_device, without_autocast
-from smsff.teacher.components import build_schedule, find_config, load_text, load_unet, load_vae
+from smsff.teacher.components import (
+    build_schedule,
+    find_config,
+    load_text,
+    load_unet,
+    load_vae,
+    settle_prediction,
+)
 from smsff.teacher.condition import Condition
 from smsff.teacher.latent import AutoencoderLatent
 from smsff.teacher.lora import (
@@ -25,10 +32,11 @@ from smsff.teacher.lora import (
     inspect_lora,
     load_style_loras,
     refuse_other_base,
+    refuse_text_alone,
 )
 from smsff.teacher.pipeline_config import FAMILY_NAMES, PipelineConfig
 from smsff.teacher.prompts import PromptEncoder
-from smsff.teacher.schedule import NoiseSchedule
+from smsff.teacher.schedule import NoiseSchedule, PredictionType
 from smsff.teacher.skeleton import networks, spelled
 from smsff.teacher.source import Source
 
@@ -178,6 +186,8 @@ def load_stable_diffusion(
     lora_strength: float = 1.0,
     lora_text: bool = True,
     config: str | None = None,
+    vae: str | None = None,
+    prediction_type: PredictionType | None = None,
     dtype: Precision = "float32",
     gradient_checkpointing: bool = True,
     revision: str | None = None,
@@ -196,6 +206,10 @@ def load_stable_diffusion(
         lora_text: whether the part of the LoRA that adapts the text encoders is loaded.
         config: folder or hub id whose configuration files and tokenizers a single file takes; None takes those that
             were published with its kind of model, which come with this package.
+        vae: another auto-encoder than the base's own, or one for a base without: a folder in the layout of diffusers, a
+            hub id, or a single file, which has the shape of the base's.
+        prediction_type: what the model predicts, whatever the checkpoint says; where the style has a base of its own,
+            of those of the two that do not say it. None: as the checkpoint says, or else what is usual.
         dtype: of the frozen U-Nets. The auto-encoder stays in float32 (Stable Diffusion's and SDXL's overflow in
             float16), and so do the text encoders, which run once.
         gradient_checkpointing: recompute the image encoder's activations in the backward pass.
@@ -210,10 +224,16 @@ def load_stable_diffusion(
     source = Source(base, "teacher.base", revision, variant, local_files_only)
     other = _second_source(source, style_base)
     settings = None if config is None else Source(config, "teacher.config", None, None, local_files_only)
-    configs = [(one, find_config(one, settings)) for one in (source, other) if one is not None]
+    own = None if vae is None else Source(vae, "teacher.vae", None, None, local_files_only)
+    configs = [(source, find_config(source, settings, vae=own))]
+    if other is not None:
+        configs.append((other, find_config(other, settings, own_vae=False)))
+    configs = settle_prediction(configs, prediction_type)
     loras = lora_files(lora, lora_strength)
     for file in loras:
-        refuse_other_base(inspect_lora(file.path), configs[-1][1].unet, key=configs[-1][0].key)
+        info = inspect_lora(file.path)
+        refuse_other_base(info, configs[-1][1].unet, key=configs[-1][0].key)
+        refuse_text_alone(info)
     schedules = [build_schedule(config) for _, config in configs]
     if other is not None:
         _check_together(other, configs[0][1], configs[1][1], schedules[0], schedules[1])
@@ -223,13 +243,13 @@ def load_stable_diffusion(
         logger.info("%s (%s): %s", one, FAMILY_NAMES[settled.family], spelled(found))
     loaded = [_load_network(one, config, settings, getattr(torch, dtype)) for one, config in configs]
     (unet, prompts), (style_unet, style_prompts) = loaded[0], loaded[-1]
-    vae = load_vae(source, configs[0][1])
+    autoencoder = load_vae(own or source, configs[0][1], alone=own is not None)
     reports = load_style_loras(style_unet, style_prompts.encoders, loras, adapter_name=STYLE, use_text=lora_text)
     style_prompts.refresh()
     return StableDiffusionTeacher(
         unet=unet,
         schedule=schedules[0],
-        latent=AutoencoderLatent(vae, gradient_checkpointing=gradient_checkpointing),
+        latent=AutoencoderLatent(autoencoder, gradient_checkpointing=gradient_checkpointing),
         prompts=prompts,
         style_unet=None if other is None else style_unet,
         style_prompts=None if other is None else style_prompts,

@@ -114,7 +114,7 @@ def _problem(status: Status, overrides: Sequence[str]) -> str:
 
 def _loras(found: Sequence[Status]) -> tuple[list[dict[str, Any]], list[str]]:
     """What the headers of the LoRA files say, and what is wrong with them or does not fit the base."""
-    from smsff.teacher.lora_info import inspect_lora, refuse_other_base
+    from smsff.teacher.lora_info import inspect_lora, refuse_other_base, refuse_text_alone
 
     bases = {status.need.key: status for status in found}
     base = bases.get("teacher.style_base") or bases.get("teacher.base")
@@ -124,6 +124,7 @@ def _loras(found: Sequence[Status]) -> tuple[list[dict[str, Any]], list[str]]:
             try:
                 info = inspect_lora(status.need.path)
                 reports.append(info.as_dict())
+                refuse_text_alone(info)
                 if base is not None and (settings := base.files.get("unet/config.json")):
                     refuse_other_base(info, json.loads(settings.read_text(encoding="utf-8")), key=base.need.key)
             except UserError as error:
@@ -160,6 +161,8 @@ def lines(report: Mapping[str, Any]) -> Iterator[str]:
         )
         yield f"  LoRA     {Path(one['path']).name}: {one['format']} {', '.join(one['algorithms'])}, rank {ranks}"
         yield f"           for {one['family'] or 'a base model that it does not name'}; layers: {layers}"
+        if one["unusable"]:
+            yield f"           entries of its header that cannot be applied: {', '.join(one['unusable'])}"
     images = report["data"].get("root", report["data"].get("path"))
     yield "Data"
     yield f"  images   {'bundled' if images is None else images}"

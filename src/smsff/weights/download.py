@@ -243,7 +243,7 @@ def _verify(wanted: Download) -> None:
         fault = f"has {found:,} bytes, the manifest says {wanted.size:,}"
     elif wanted.sha256 is not None and (digest := file_sha256(wanted.part)) != wanted.sha256.lower():
         fault = f"has the SHA-256 {digest}, expected is {wanted.sha256}"
-    elif wanted.path.suffix == ".safetensors" and (reason := safetensors_fault(wanted.part)):
+    elif wanted.path.suffix.lower() == ".safetensors" and (reason := safetensors_fault(wanted.part)):
         fault = f"is not a safetensors file ({reason})"
     if fault:
         wanted.part.unlink(missing_ok=True)

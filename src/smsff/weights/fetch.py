@@ -141,7 +141,7 @@ def _plan(need: Need, source: str) -> str:
     if not need.hub:
         size = spell_size(need.weight.size) if need.weight and need.weight.size else "size not known"
         return f"from {source} ({size}), to {need.path.absolute()}; {licence}"
-    remote = ask_hub(need.name, revision=need.revision, variant=need.variant, weights=need.weights)
+    remote = ask_hub(need.name, revision=need.revision, variant=need.variant, weights=need.weights, vae=need.vae)
     return (
         f"from the hub, commit {remote.commit[:12]}: {spell_size(missing_bytes(remote))} of {spell_size(remote.size)} "
         f"in {len(remote.files)} files; {licence}"
@@ -177,7 +177,7 @@ def _fetch_file(need: Need, source: str, locked: Locked | None, talk: _Talk) -> 
 
 
 def _fetch_hub(need: Need, locked: Locked | None, talk: _Talk) -> None:
-    remote = ask_hub(need.name, revision=need.revision, variant=need.variant, weights=need.weights)
+    remote = ask_hub(need.name, revision=need.revision, variant=need.variant, weights=need.weights, vae=need.vae)
     talk.say(f"{need.name}: {spell_size(missing_bytes(remote))} from the hub, commit {remote.commit}; {terms(need)}")
     files = fill_cache(remote, revision=need.revision, say=talk.say)
     if locked is not None and locked.revision not in (None, remote.commit):

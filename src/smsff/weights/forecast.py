@@ -7,6 +7,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from smsff.errors import UserError
@@ -69,9 +70,7 @@ def forecast(
     except UserError as error:
         return None, str(error)
     missing = {status.need.key for status in found if status.state == "missing"}
-    fetched = [
-        n for n in estimate.networks if ("style_base" if n.name.startswith("style's") else "base") in _keys(missing)
-    ]
+    fetched = [n for n in estimate.networks if _key_of(n.name, teacher) in missing]
     return {
         "batch": batch,
         "size": side,
@@ -107,8 +106,11 @@ def room_problems(
     return found
 
 
-def _keys(missing: set[str]) -> set[str]:
-    return {key.removeprefix("teacher.") for key in missing}
+def _key_of(network: str, teacher: Mapping[str, Any]) -> str:
+    """The config key that a network comes from."""
+    if network.startswith("style's"):
+        return "teacher.style_base"
+    return "teacher.vae" if network == "auto-encoder" and teacher.get("vae") else "teacher.base"
 
 
 def _other_base(teacher: Mapping[str, Any]) -> bool:
@@ -123,18 +125,31 @@ def _shape(plain: Mapping[str, Any], key: str, otherwise: Any, assumed: list[str
 
     teacher = plain["teacher"]
     name, revision = str(teacher[key]), teacher.get("revision") if key == "base" else None
-    settings = teacher.get("config")
-    try:
+    settings, vae = teacher.get("config"), teacher.get("vae") if key == "base" else None
+
+    def find(**arguments: Any) -> Any:
+        source = Source(name, f"teacher.{key}", revision, teacher.get("variant"), True)
         return find_config(
-            Source(name, f"teacher.{key}", revision, teacher.get("variant"), True),
-            None if settings is None else Source(settings, "teacher.config", None, None, True),
+            source, None if settings is None else Source(settings, "teacher.config", None, None, True), **arguments
         )
+
+    try:
+        if vae is None:
+            return find(own_vae=key == "base")
+        try:
+            return find(vae=Source(vae, "teacher.vae", None, None, True))
+        except UserError:
+            config = find(own_vae=False)
+            assumed.append("teacher.vae is of the usual shape")
+            return config
     except UserError as error:
         if name in PUBLISHED:
             return family_config(PUBLISHED[name])  # type: ignore[arg-type]
         if otherwise is not None:
             assumed.append(f"teacher.{key} is of the shape of teacher.base")
             return otherwise
+        if Path(name).expanduser().exists():
+            raise
         raise UserError(f"teacher.{key}={name} is not there, and its shape is not known") from error
 
 

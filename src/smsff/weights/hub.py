@@ -10,7 +10,7 @@ from pathlib import Path
 
 from smsff.errors import UserError
 from smsff.weights.files import FileRecord, file_sha256, nothing, spell_size
-from smsff.weights.pipeline import INDEX, needed_files
+from smsff.weights.pipeline import INDEX, VAE_PLACES, needed_files
 
 
 @dataclass(frozen=True)
@@ -35,15 +35,23 @@ class Remote:
         return sum(file.size for file in self.files)
 
 
-def cached_folder(repo: str, revision: str | None) -> Path | None:
-    """Where the hub's cache has this revision (None: main) of a repository; the network is not asked."""
+def cached_folder(repo: str, revision: str | None, *, vae: bool = False) -> Path | None:
+    """Where the hub's cache has this revision (None: main) of a repository; the network is not asked.
+
+    Args:
+        vae: Of its auto-encoder, whatever else is there.
+    """
     from huggingface_hub import try_to_load_from_cache
 
-    try:
-        index = try_to_load_from_cache(repo, INDEX, revision=revision)
-    except ValueError:  # no name that a repository can have
-        return None
-    return Path(index).parent if isinstance(index, str) else None
+    for place in VAE_PLACES if vae else ("",):
+        name = f"{place}config.json" if vae else INDEX
+        try:
+            found = try_to_load_from_cache(repo, name, revision=revision)
+        except ValueError:  # no name that a repository can have
+            return None
+        if isinstance(found, str):
+            return Path(found.removesuffix(name))
+    return None
 
 
 def blob_sha256(path: Path) -> str | None:
@@ -53,9 +61,15 @@ def blob_sha256(path: Path) -> str | None:
 
 
 def ask_hub(
-    repo: str, *, revision: str | None, variant: str | None, weights: bool = True, timeout: float = 20.0
+    repo: str,
+    *,
+    revision: str | None,
+    variant: str | None,
+    weights: bool = True,
+    vae: bool = False,
+    timeout: float = 20.0,
 ) -> Remote:
-    """The needed files of a repository with sizes and hashes.
+    """The needed files of a repository with sizes and hashes; arguments as of `needed_files`.
 
     Raises:
         UserError: no network, no such repository or revision, no access, or no pipeline.
@@ -67,9 +81,10 @@ def ask_hub(
     except Exception as error:  # the hub's client raises errors of its HTTP library, which differ between versions
         raise UserError(_hub_error(repo, revision, error)) from None
     listed = {sibling.rfilename: sibling for sibling in info.siblings or ()}
-    names = needed_files(listed, variant=variant, weights=weights)
-    if INDEX not in names or not info.sha:
-        raise UserError(f"{repo}: on the hub, but not in the folder layout of diffusers (it has no {INDEX})")
+    names = needed_files(listed, variant=variant, weights=weights, vae=vae)
+    wanted = "config.json of an auto-encoder" if vae else INDEX
+    if not (names if vae else INDEX in names) or not info.sha:
+        raise UserError(f"{repo}: on the hub, but not in the folder layout of diffusers (it has no {wanted})")
     files = (listed[name] for name in names)
     return Remote(
         repo, info.sha, tuple(RemoteFile(f.rfilename, f.size or 0, f.lfs.sha256 if f.lfs else None) for f in files)

@@ -14,7 +14,7 @@ from smsff.errors import UserError
 from smsff.weights.files import FileRecord, folder_lock
 
 LOCK = "weights.lock.json"
-KEYS = ("base", "style_base", "config", "lora")
+KEYS = ("base", "style_base", "vae", "config", "lora")
 """Keys of ``teacher`` that name weights; ``weights`` has its entries under the same keys."""
 
 
@@ -29,6 +29,7 @@ class Need:
         weight: What the manifest knows of it; None of what is the user's own.
         revision, variant: Of a model, as the configuration has them.
         weights: Whether the weights of a model are needed, or its settings and tokenizers alone.
+        vae: Whether its auto-encoder alone is needed, which may have a repository or folder of its own.
     """
 
     key: str
@@ -38,6 +39,7 @@ class Need:
     revision: str | None = None
     variant: str | None = None
     weights: bool = True
+    vae: bool = False
 
     @property
     def path(self) -> Path:
@@ -80,8 +82,9 @@ def needs(plain: Mapping[str, Any]) -> list[Need]:
                 hub=key != "lora" and _is_hub_id(name, weight),
                 weight=weight,
                 revision=teacher.get("revision") if key == "base" else None,
-                variant=teacher.get("variant") if key != "lora" else None,
+                variant=teacher.get("variant") if key not in ("lora", "vae") else None,
                 weights=key != "config",
+                vae=key == "vae",
             )
             found.setdefault(name, need)
     return list(found.values())
@@ -91,7 +94,9 @@ def _is_hub_id(name: str, weight: Weight | None) -> bool:
     if weight is not None:
         return weight.source == "hub"
     local = Path(name).expanduser().exists() or name.startswith((".", "/", "~")) or "\\" in name
-    return not local and name.count("/") == 1 and Path(name).suffix not in (".safetensors", ".ckpt", ".pt", ".bin")
+    return (
+        not local and name.count("/") == 1 and Path(name).suffix.lower() not in (".safetensors", ".ckpt", ".pt", ".bin")
+    )
 
 
 def read_lock(path: Path | None = None) -> dict[str, Locked]:

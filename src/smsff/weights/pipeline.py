@@ -21,16 +21,27 @@ MODELS = {
 SETTINGS = ("tokenizer", "tokenizer_2", "scheduler")
 ALWAYS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 INDEX = "model_index.json"
+VAE_PLACES = ("", "vae/")
+"""Where a folder or repository that an auto-encoder is taken from has it: alone, or as a part of a pipeline."""
 
 
-def needed_files(names: Iterable[str], *, variant: str | None = None, weights: bool = True) -> list[str]:
+def needed_files(
+    names: Iterable[str], *, variant: str | None = None, weights: bool = True, vae: bool = False
+) -> list[str]:
     """Those of the files of a repository (paths with ``/``) that loading its pipeline reads, sorted.
 
     Args:
         variant: Suffix of the weights to prefer, such as ``fp16``.
         weights: False for settings and tokenizers alone.
+        vae: The auto-encoder alone.
     """
     listing = sorted(names)
+    if vae:
+        place = next((place for place in VAE_PLACES if f"{place}config.json" in listing), None)
+        if place is None:
+            return []
+        inside = [name.removeprefix(place) for name in listing if name.startswith(place)]
+        return sorted(place + name for name in ("config.json", *weight_files(inside, "vae", variant)))
     chosen = [name for name in listing if name == INDEX]
     for part in (*MODELS, *SETTINGS):
         inside = [name.removeprefix(f"{part}/") for name in listing if name.startswith(f"{part}/")]
@@ -52,8 +63,16 @@ def weight_files(names: Iterable[str], part: str, variant: str | None) -> list[s
     return []
 
 
-def folder_fault(folder: Path, *, variant: str | None = None, weights: bool = True) -> str | None:
-    """What a pipeline folder lacks, in a few words; None if all parts are there and whole, by names and headers."""
+def folder_fault(folder: Path, *, variant: str | None = None, weights: bool = True, vae: bool = False) -> str | None:
+    """What a pipeline folder lacks, in a few words; None if all parts are there and whole, by names and headers.
+
+    Arguments as of `needed_files`.
+    """
+    if vae:
+        files = needed_files([path.relative_to(folder).as_posix() for path in folder.rglob("*")], vae=True)
+        if len(files) < 2:
+            return "it has no auto-encoder" if not files else "the auto-encoder has no weights"
+        return _weights_fault((folder / files[0]).parent, [Path(name).name for name in files[1:]])
     index = _read(folder / INDEX) or {}
     listed = [part for part in (*MODELS, *SETTINGS) if part in ALWAYS or index.get(part) not in (None, [None, None])]
     for part in listed:
@@ -89,10 +108,12 @@ def _weights_fault(folder: Path, names: list[str]) -> str | None:
     return None
 
 
-def folder_files(folder: Path, *, variant: str | None = None, weights: bool = True) -> dict[str, Path]:
+def folder_files(
+    folder: Path, *, variant: str | None = None, weights: bool = True, vae: bool = False
+) -> dict[str, Path]:
     """The needed files of a pipeline folder by their names in it."""
     names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-    return {name: folder / name for name in needed_files(names, variant=variant, weights=weights)}
+    return {name: folder / name for name in needed_files(names, variant=variant, weights=weights, vae=vae)}
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -54,15 +54,15 @@ def look(need: Need, locked: Locked | None, *, verify: bool, progress: Progress 
     revision: str | None = None
     place: Path | None = need.path
     if need.hub and not need.path.is_dir():
-        place = cached_folder(need.name, need.revision)
+        place = cached_folder(need.name, need.revision, vae=need.vae)
         revision = place.name if place else None
     if place is None or not place.exists():
         return Status(need=need, state="missing", files={})
     if place.is_dir():
-        fault = folder_fault(place, variant=need.variant, weights=need.weights)
-        files = folder_files(place, variant=need.variant, weights=need.weights)
+        fault = folder_fault(place, variant=need.variant, weights=need.weights, vae=need.vae)
+        files = folder_files(place, variant=need.variant, weights=need.weights, vae=need.vae)
     else:
-        fault = safetensors_fault(place) if place.suffix == ".safetensors" else None
+        fault = safetensors_fault(place) if place.suffix.lower() == ".safetensors" else None
         files = {place.name: place}
     if fault:
         return Status(need=need, state="broken", files=files, revision=revision, reason=fault)
