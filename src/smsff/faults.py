@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import logging
 import os
 import re
@@ -66,19 +65,19 @@ def _explain_one(error: BaseException, plain: Mapping[str, Any] | None, lost: st
     if isinstance(error, OSError) and error.errno in STORAGE:
         name = f"{error.filename}: " if error.filename else ""
         return RunError(f"{name}cannot be written or read: {STORAGE[error.errno]}", status=RunError.STORAGE)
-    worker, workers = WORKER.search(text), json.dumps(_get(plain, "data.num_workers"))
+    worker = WORKER.search(text)
     if worker:
         shared = "shm" in text or "shared memory" in text
         remedy = "enlarge /dev/shm or set data.num_workers=0" if shared else "often for want of memory: lower it"
         return RunError(
-            f"a worker of data.num_workers={workers} was killed (process {worker.group(1)}); "
+            f"a worker of data.num_workers={_get(plain, 'data.num_workers')} was killed (process {worker.group(1)}); "
             f"{remedy}, and go on with ckpt_path=last",
             status=RunError.PROCESS,
         )
     silent = SILENT.search(text)
     if silent:
         return RunError(
-            f"a worker of data.num_workers={workers} gave no batch for data.worker_timeout="
+            f"a worker of data.num_workers={_get(plain, 'data.num_workers')} gave no batch for data.worker_timeout="
             f"{float(silent.group(1)):g} s: does the file system of data.root={_get(plain, 'data.root')} answer? Go on "
             "with ckpt_path=last",
             status=RunError.PROCESS,
