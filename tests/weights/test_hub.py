@@ -182,5 +182,5 @@ def test_an_auto_encoder_alone(monkeypatch: pytest.MonkeyPatch, cache: Path) -> 
     assert cached_folder(REPO, None, vae=True) == cache
     assert set(look(vae, None, verify=False).files) == set(names[1:])
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: listing("model_index.json"))
-    with pytest.raises(UserError, match="it has no config"):
+    with pytest.raises(UserError, match=r"it has no config\.json of an auto-encoder"):
         ask_hub(REPO, revision=None, variant=None, vae=True)
