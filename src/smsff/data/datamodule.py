@@ -22,7 +22,7 @@ from smsff.data.captions import Problems
 from smsff.data.crops import random_window, shrink_to, to_signed
 from smsff.data.fingerprint import DataState, fingerprint, warn_of
 from smsff.data.folder import BUNDLED, ImageFolder, split_by_name
-from smsff.data.images import MAX_PIXELS
+from smsff.data.images import MAX_PIXELS, describe_others
 from smsff.errors import UserError
 from smsff.randomness import keyed_generator
 
@@ -260,6 +260,8 @@ class ImageDataModule(LightningDataModule):
             self.train, self.val = folder.subset(train), folder.subset(val)
             self.test = self.val
             self._note(folder.unreadable, same_everywhere=True)
+            if folder.others and getattr(rank_zero_only, "rank", 0) == 0:
+                log.warning("left out: %s", describe_others(folder.others, folder.root))
             self._note_captions(folder.problems)
             small = sum(min(size) < crop_size for size in folder.sizes)
             if small and getattr(rank_zero_only, "rank", 0) == 0:
@@ -335,6 +337,7 @@ class ImageDataModule(LightningDataModule):
             "test_images": len(self.test),
             "captions": len(self.captions()),
             "unreadable_images": len(self.unreadable),
+            "other_pictures": len(self.train.others),
             "bad_captions": len(self.bad_captions),
         }
 
