@@ -193,10 +193,11 @@ def image_size(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int, 
     try:
         _check_file(path)
         with _open(path, max_pixels) as image:
-            # a PNG file with EXIF data behind its pixels would have to be decoded: there they are not looked for
-            known = image.format != "PNG" or "exif" in image.info
+            # PIL turns TIFF files itself; EXIF data behind the pixels of a PNG file are not looked for, as that would
+            # decode it
+            turned = image.format == "TIFF" or (image.format == "PNG" and "exif" not in image.info)
             width, height = image.size
-            return (height, width) if known and orientation_of(image) >= 5 else (width, height)
+            return (width, height) if turned or orientation_of(image) < 5 else (height, width)
     except Exception as error:  # the decoders of untrusted bytes raise anything
         raise _image_error(path, error) from error
 
