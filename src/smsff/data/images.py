@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,6 +45,7 @@ OTHER_EXTENSIONS = RAW_EXTENSIONS | HEIF_EXTENSIONS | frozenset({
 }) - EXTENSIONS
 # fmt: on
 """Names of pictures that are read only if they hold one of `FORMATS` after all."""
+PICTURE_EXTENSIONS = EXTENSIONS | OTHER_EXTENSIONS
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", *(["HEIF"] if HEIF else []))
 """What a file may really be, whatever its extension says: PIL would hand some of its formats to other programs."""
 DNG_VERSION = 50706
@@ -173,7 +175,7 @@ def _walk(root: str) -> Iterator[str]:
         # The last is taken first: sorted, so that of two links to one folder the same one is taken everywhere.
         waiting += sorted((f"{folder}{name}/" for name, is_folder in entries if is_folder), reverse=True)
         for name, is_folder in entries:
-            if not is_folder and os.path.splitext(name)[1].lower() in EXTENSIONS | OTHER_EXTENSIONS:
+            if not is_folder and os.path.splitext(name)[1].lower() in PICTURE_EXTENSIONS:
                 yield folder + name
 
 
@@ -229,6 +231,8 @@ def read_picture(source: str | Path | Image.Image, *, max_pixels: int = MAX_PIXE
         name: str | Path = getattr(source, "filename", "") or "the image"
         try:
             _check_header(source, max_pixels)
+            if source.format == "TIFF":
+                _load_tiff(source)
             return _read(source, None, printable(name))
         except Exception as error:  # as below
             raise _image_error(name, error) from error
@@ -241,6 +245,15 @@ def read_picture(source: str | Path | Image.Image, *, max_pixels: int = MAX_PIXE
             return _read(image, data, printable(source))
     except Exception as error:  # the decoders of untrusted bytes raise anything
         raise _image_error(source, error) from error
+
+
+def _load_tiff(image: Any) -> None:
+    """Decode a TIFF file that is open. With its name PIL maps it into memory, and scrambles what has to be turned."""
+    name, image.filename = image.filename, ""
+    try:
+        image.load()
+    finally:
+        image.filename = name
 
 
 def _read(image: Image.Image, data: bytes | None, name: str) -> Picture:

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from PIL import ExifTags, Image, IptcImagePlugin
+from PIL import ExifTags, Image, ImageFile, IptcImagePlugin
 
 from smsff.data.colour import srgb_profile
 
@@ -113,5 +113,5 @@ def _bytes(value: Any) -> Any:
 
 
 def _iptc(image: Image.Image, key: tuple[int, int]) -> bytes | None:
-    found = (IptcImagePlugin.getiptcinfo(image) or {}).get(key)
+    found = (IptcImagePlugin.getiptcinfo(image) or {}).get(key) if isinstance(image, ImageFile.ImageFile) else None
     return found[0] if isinstance(found, list) else found

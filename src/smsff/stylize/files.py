@@ -12,7 +12,7 @@ from typing import Any
 from PIL.PngImagePlugin import PngInfo
 
 from smsff.atomic import write_atomically
-from smsff.data.images import EXTENSIONS, OTHER_EXTENSIONS, Picture, list_images, printable
+from smsff.data.images import PICTURE_EXTENSIONS, Picture, list_images, printable
 from smsff.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ def plan(inputs: Sequence[str | Path], out: str | Path, *, overwrite: bool = Fal
     """
     out = Path(out)
     found = [pair for item in map(Path, inputs) for pair in _expand(item, out)]
-    if not out.is_dir() and out.suffix.lower() in EXTENSIONS | OTHER_EXTENSIONS:
+    if not out.is_dir() and out.suffix.lower() in PICTURE_EXTENSIONS:
         if len(set(found)) > 1:
             raise UserError(f"--out {printable(out)} is one file, but there are {len(found)} pictures; name a folder")
         if out.suffix.lower() not in FORMATS:
@@ -71,7 +71,7 @@ def _expand(item: Path, out: Path) -> list[tuple[Path, Path]]:
     found: list[Path] = []
     for match in matches:
         files = [path for part in list_images(match) for path in part] if match.is_dir() else [match]
-        found += [path for path in files if path.suffix.lower() in EXTENSIONS | OTHER_EXTENSIONS]
+        found += [path for path in files if path.suffix.lower() in PICTURE_EXTENSIONS]
     found = [path for path in found if inside not in _resolved(path).parents]
     if not found:
         raise UserError(f"{printable(item)} has no images")
