@@ -129,7 +129,8 @@ def list_images(root: str | Path) -> tuple[list[Path], list[Path]]:
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"{printable(root)} is not a folder")
-    images, others = [], []
+    images: list[Path] = []
+    others: list[Path] = []
     for name in sorted(_walk(os.fspath(root))):
         path = root / name
         (images if path.suffix.lower() in EXTENSIONS or _is_readable(path) else others).append(path)
