@@ -84,6 +84,52 @@ def test_tiles_and_threads(model: Path, photos: Path, tmp_path: Path) -> None:
     assert (whole - tiled).abs().max() <= 1
 
 
+def test_one_file_with_strength_and_quality(model: Path, photos: Path, tmp_path: Path) -> None:
+    sizes = {}
+    for strength in ("0", "0.5", "1", "1.5"):
+        out = tmp_path / f"{strength}.png"
+        command = ["stylize", str(model), str(photos / "a.png"), "--strength", strength]
+        assert main([*command, "--out", str(out)]) == 0
+        expected = load_stylizer(model)(load_image(photos / "a.png")[None], strength=float(strength))[0]
+        assert torch.equal(load_image(out), expected)
+        assert main([*command, "--out", str(tmp_path / f"{strength}.jpg"), "--quality", "30"]) == 0
+        sizes[strength] = (load_image(out).int() - load_image(photos / "a.png").int()).abs().sum()
+    assert sizes["0"] == 0
+    assert list(sizes.values()) == sorted(sizes.values())
+    assert (tmp_path / "1.jpg").stat().st_size < (tmp_path / "1.png").stat().st_size / 2
+
+
+def test_nothing_is_left_out_in_silence(
+    model: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("d.HEIC", "e.dng", "sub/f.jxl", "notes.txt"):
+        (photos / name).write_bytes(b"no picture")
+    (photos / "a.bmp").write_bytes((photos / "sub/c.bmp").read_bytes())
+    cutout = Image.new("RGBA", (9, 8), (200, 10, 10, 100))
+    for name in ("g.jpg", "h.jpg"):
+        cutout.save(photos / name, format="PNG")
+    assert main(["stylize", str(model), str(photos / "*"), "--out", str(tmp_path / "out")]) == 1
+    printed = capsys.readouterr()
+    for name in ("d.HEIC", "e.dng", "f.jxl"):
+        assert sum(line.startswith("skipped") and name in line for line in printed.err.splitlines()) == 1
+    assert printed.err.count("JPEG has no transparency") == 1
+    assert printed.err.count("another result has its name") == 1
+    assert (tmp_path / "out/a_2.png").is_file()
+    assert "6 of 9 images stylized" in printed.out
+
+
+def test_an_unforeseen_error_stops_only_its_picture(
+    model: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (16400, 1)).save(photos / "wide.webp.png")
+    (photos / "wide.webp.png").rename(photos / "wide.webp")  # WebP holds at most 16383 pixels a side
+    assert main(["stylize", str(model), str(photos), "--out", str(tmp_path / "out")]) == 1
+    printed = capsys.readouterr()
+    assert "skipped" in printed.err
+    assert "wide.webp" in printed.err
+    assert "3 of 4 images stylized" in printed.out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -91,6 +137,11 @@ def test_tiles_and_threads(model: Path, photos: Path, tmp_path: Path) -> None:
         (["stylize", "MODEL", "a.png"], "--out"),
         (["stylize", "MODEL", "PHOTOS", "--out", "OUT", "--tile", "-3"], "--tile"),
         (["stylize", "MODEL", "PHOTOS", "--out", "OUT", "--threads", "0"], "--threads"),
+        (["stylize", "MODEL", "PHOTOS", "--out", "OUT", "--strength", "1.6"], "1.6 is not between 0 and 1.5"),
+        (["stylize", "MODEL", "PHOTOS", "--out", "OUT", "--strength", "nan"], "nan is not between"),
+        (["stylize", "MODEL", "PHOTOS", "--out", "OUT", "--strength", "much"], "--strength"),
+        (["stylize", "MODEL", "PHOTOS", "--out", "OUT", "--quality", "0"], "--quality"),
+        (["stylize", "MODEL", "PHOTOS", "--out", "OUT.png"], "one file, but there are 3 pictures"),
         (["stylize", "MODEL", "missing.png", "--out", "OUT"], "missing.png does not exist"),
         (["stylize", "nowhere", "PHOTOS", "--out", "OUT"], "nowhere is not an exported model"),
         (["stylize", "MODEL", "PHOTOS/a.png", "--out", "PHOTOS"], "would replace an input"),

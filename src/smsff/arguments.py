@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+
+MAX_STRENGTH = 1.5
+"""Of `smsff stylize --strength`; the least is 0."""
 
 
 def count(text: str) -> int:
@@ -18,4 +22,16 @@ def positive(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} is less than 1")
+    return number
+
+
+def within(low: float, high: float, kind: Callable[[str], float] = float) -> Callable[[str], float]:
+    """A number from `low` to `high`."""
+
+    def number(text: str) -> float:
+        value = kind(text)
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text} is not between {low:g} and {high:g}")
+        return value
+
     return number

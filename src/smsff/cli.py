@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from smsff import __version__, evaluate
-from smsff.arguments import count, positive
+from smsff.arguments import MAX_STRENGTH, count, positive, within
 from smsff.data import caption_model
 from smsff.errors import UserError
 from smsff.pipes import tolerate_closed
@@ -39,13 +39,26 @@ def _add_stylize(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     stylize = commands.add_parser(
         "stylize",
         help="stylize images and folders of images",
-        description="Stylize images and folders of images, of any size. Names and folders are kept below --out.",
+        description="Stylize images and folders of images, of any size. Names and folders are kept below --out, and "
+        "EXIF data, resolution and transparency too; colours are written as sRGB.",
         epilog="Exit status: 0 all done, 1 some images could not be stylized (they are named), 2 bad usage.",
     )
     stylize.set_defaults(run=run_stylize)
     stylize.add_argument("model", metavar="MODEL", help="folder written by export.py, or an .onnx file")
-    stylize.add_argument("inputs", metavar="INPUT", nargs="+", help="image, or folder that is searched for images")
-    stylize.add_argument("--out", metavar="DIR", required=True, help="folder for the results")
+    stylize.add_argument("inputs", metavar="INPUT", nargs="+", help="image, folder that is searched, or quoted pattern")
+    stylize.add_argument(
+        "--out", metavar="PATH", required=True, help="folder for the results; or FILE.png for one image"
+    )
+    stylize.add_argument(
+        "--strength",
+        metavar="S",
+        type=within(0, MAX_STRENGTH),
+        default=1.0,
+        help="0: the image itself, 1: the network's result, up to 1.5 (default 1)",
+    )
+    stylize.add_argument(
+        "--quality", metavar="N", type=within(1, 100, int), default=95, help="of jpg and webp, 1 to 100 (default 95)"
+    )
     stylize.add_argument(
         "--tile", metavar="N", type=count, help="tile size in pixels, 0: never (default 4096, ONNX 1024)"
     )
@@ -131,8 +144,8 @@ def run_stylize(arguments: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.progress import track
 
-    from smsff.data.images import MAX_PIXELS, load_image, printable
-    from smsff.stylize.files import plan, save_image
+    from smsff.data.images import MAX_PIXELS, printable, read_picture
+    from smsff.stylize.files import FORMATS, plan, save_image
     from smsff.stylize.stylizer import load_stylizer
 
     if arguments.device == "cuda" and not torch.cuda.is_available():
@@ -142,16 +155,25 @@ def run_stylize(arguments: argparse.Namespace) -> int:
     jobs = plan(arguments.inputs, arguments.out, overwrite=arguments.overwrite)
     stylizer = load_stylizer(arguments.model, device=arguments.device, tile=arguments.tile)
 
-    console, failed = Console(stderr=True, soft_wrap=True), 0
+    console, failed, on_white = Console(stderr=True, soft_wrap=True), 0, False
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False)
+
     for source, result in track(jobs, description="stylizing", console=console, transient=True):
         try:
-            picture = load_image(source, max_pixels=arguments.max_pixels or MAX_PIXELS)
-            save_image(stylizer(picture[None])[0], result)
-        except (UserError, OSError, RuntimeError) as error:  # RuntimeError: out of memory, among others
-            reason = str(error).splitlines()[0]
-            named = reason if printable(source) in reason else f"{printable(source)}: {reason}"
-            console.print(f"skipped {named}", markup=False, highlight=False)
+            picture = read_picture(source, max_pixels=arguments.max_pixels or MAX_PIXELS)
+            save_image(stylizer(picture, strength=arguments.strength), result, quality=arguments.quality)
+        except Exception as error:  # whatever it is, it must not stop the others
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            say(f"skipped {reason if printable(source) in reason else f'{printable(source)}: {reason}'}")
             failed += 1
+            continue
+        if result.stem != source.stem and len(jobs) > 1:
+            say(f"{printable(source)} is {printable(result)}: another result has its name")
+        if FORMATS[result.suffix.lower()] == "JPEG" and picture.alpha is not None and not on_white:
+            say(f"{printable(result)} is laid over white: JPEG has no transparency")
+            on_white = True
     print(f"{len(jobs) - failed} of {len(jobs)} images stylized, in {printable(Path(arguments.out))}")
     return 1 if failed else 0
 

@@ -234,7 +234,8 @@ def test_bundled_photos() -> None:
     module = ImageDataModule(crop_size=32, batch_size=2, steps=2, default_caption="a photo")
     module.setup("fit")
     assert module.summary() == {
-        "train_images": 21, "val_images": 3, "test_images": 2, "captions": 1, "unreadable_images": 0, "bad_captions": 0
+        "train_images": 21, "val_images": 3, "test_images": 2, "captions": 1, "unreadable_images": 0,
+        "other_pictures": 0, "bad_captions": 0,
     }  # fmt: skip
     assert [batch["name"] for batch in module.test_dataloader()] == [["chelsea.jpg"], ["coffee.jpg"]]
     flower, *others = list(module.val_dataloader())

@@ -178,7 +178,7 @@ def test_find_images(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     os.symlink(tmp_path, tmp_path / "b" / "loop")
     found = [path.relative_to(tmp_path).as_posix() for path in find_images(str(tmp_path))]
-    assert found == ["Z.jpeg", "a.webp", "b/a.PNG", "b/c/d.tiff", "b/z.jpg"]
+    assert found == ["Z.jpeg", "a.webp", "b/a.PNG", "b/c/d.tiff", "b/x.gif", "b/z.jpg"]
 
 
 def test_find_images_needs_a_folder(tmp_path: Path) -> None:

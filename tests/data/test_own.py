@@ -15,6 +15,7 @@ from PIL import Image
 
 from smsff.build import build, build_parts, warn_of_samples
 from smsff.config import check_config, resolve
+from smsff.errors import UserError
 
 ROOT = Path(__file__).parent.parent.parent
 LOG = "smsff.build"
@@ -51,6 +52,13 @@ def test_photos_of_ones_own_are_used_if_there_are_any(style: list[str]) -> None:
     assert composed(*style)["data"]["root"] == "data/photos"
     assert composed(*style, "data=bundled")["data"]["root"] is None
     assert composed(*style, "data.root=elsewhere")["data"]["root"] == "elsewhere"
+
+
+def test_pictures_of_a_kind_that_is_not_read_are_no_reason_to_train_on_others() -> None:
+    os.makedirs("data/photos")
+    Path("data/photos/a.cr2").write_bytes(b"II*")
+    with pytest.raises(UserError, match=r"data\.root: no images in data/photos .*a\.cr2"):
+        build_parts(composed())
 
 
 def test_the_choices_of_data_differ_in_the_folder_alone() -> None:

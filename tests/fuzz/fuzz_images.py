@@ -15,7 +15,7 @@ from PIL import Image
 
 LIMIT = 2_000_000
 """Pixels of the largest picture that is decoded."""
-EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "PNG")
+EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif", "avif", "PNG")
 
 
 @cache
@@ -53,6 +53,7 @@ def corpus() -> dict[str, bytes]:
         "tiff_pages": (colour, "TIFF", frames),
         "tiff_deep": (deep, "TIFF", {}),
         "gif": (colour, "GIF", frames),
+        "avif": (colour, "AVIF", {"exif": exif}),
     }
     files = {}
     for name, (image, kind, options) in kinds.items():
@@ -78,7 +79,7 @@ cases = st.one_of(
 def run(case: Any, folder: Path) -> None:
     """Read the file as the training and the command do, and write what was read."""
     from smsff.data.crops import random_window, shrink_to
-    from smsff.data.images import image_size, load_image
+    from smsff.data.images import Picture, image_size, load_image, read_picture
     from smsff.stylize.files import plan, save_image
 
     seed, edits, extension, mend = case
@@ -91,9 +92,11 @@ def run(case: Any, folder: Path) -> None:
     image = load_image(path, max_pixels=LIMIT)
     assert image.dtype == torch.uint8
     assert sorted(image.shape[1:]) == sorted((height, width)), (image.shape, height, width)
+    picture = read_picture(path, max_pixels=LIMIT)
+    assert torch.equal(picture.on_white(), image)
     generator = torch.Generator().manual_seed(0)
     crop = random_window(image, size=16, scale=(0.5, 1.0), flip=True, generator=generator).cut(image, 16)
     assert crop.shape == (3, 16, 16)
     assert bool(torch.isfinite(crop).all())
     ((_, result),) = plan([folder / "in"], folder / "out")
-    save_image(shrink_to(image, 32), result)
+    save_image(Picture(shrink_to(image, 32), metadata=picture.metadata), result)

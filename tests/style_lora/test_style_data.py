@@ -11,7 +11,7 @@ from PIL import Image
 from styled import pictures, write_pictures
 
 from smsff.errors import UserError
-from smsff.style_lora.data import Degraded, Prior, StyleCrops, StylePictures, collate_style, shown_sizes
+from smsff.style_lora.data import Degraded, Prior, StyleCrops, StylePictures, collate_style
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def test_a_picture_that_is_shown_turned_gets_the_bucket_it_is_shown_in(tmp_path:
     Image.new("RGB", (40, 24)).save(tmp_path / "a.jpg", exif=exif)
     Image.new("RGB", (40, 24)).save(tmp_path / "b.jpg")
     data = pictures(tmp_path, val_fraction=0.0)
-    assert shown_sizes(data.train) == [(24, 40), (40, 24)]
+    assert data.train.sizes == [(24, 40), (40, 24)]
     assert [data.buckets.shape(i) for i in range(2)] == [(40, 24), (24, 40)]
 
 

@@ -49,6 +49,29 @@ def test_bytes_and_pil_agree_with_floats() -> None:
     assert list(picture.tobytes()) == y[0].permute(1, 2, 0).flatten().tolist()
 
 
+def test_strength_lies_between_source_and_result() -> None:
+    stylizer, x = Stylizer(network()), torch.rand(1, 3, 20, 30)
+    y = stylizer(x)
+    assert torch.equal(stylizer(x, strength=1), y)
+    for strength in (0, 0.25, 0.75, 1.5):
+        torch.testing.assert_close(stylizer(x, strength=strength), (x + strength * (y - x)).clamp(0, 1))
+    pixels = bytes_picture(1, 3, 20, 30)
+    assert torch.equal(stylizer(pixels, strength=0), pixels)
+    picture = Image.fromarray(pixels[0].permute(1, 2, 0).contiguous().numpy())
+    assert stylizer(picture, strength=0).tobytes() == picture.tobytes()
+    tiled = Stylizer(network(), tile=8)(x, strength=0.5)
+    torch.testing.assert_close(tiled, stylizer(x, strength=0.5), rtol=0, atol=1e-5)
+    for strength in (-0.1, 1.51, float("nan")):
+        with pytest.raises(UserError, match=r"strength=.* between 0 and 1\.5"):
+            stylizer(x, strength=strength)
+
+
+def test_a_file_that_is_no_picture_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_text("text")
+    with pytest.raises(UserError, match=r"a\.jpg"):
+        Stylizer(network())(tmp_path / "a.jpg")
+
+
 def test_tiles_equal_the_whole() -> None:
     net, x = network(), bytes_picture(1, 3, 130, 157)
     whole, tiled = Stylizer(net, tile=0)(x), Stylizer(net, tile=16)(x)

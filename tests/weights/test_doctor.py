@@ -194,7 +194,18 @@ def test_data_that_is_not_there(doctor: Doctor) -> None:
     assert status == 1
     assert f"data.root={Path.cwd() / 'photos'}: does not exist" in report["problems"]
     _, report = doctor("experiment=style_lora", "data.root=.", "data.prior.root=cats")
-    assert report["problems"] == [f"data.prior.root={Path.cwd() / 'cats'}: does not exist"]
+    missing = [f"data.prior.root={Path.cwd() / 'cats'}: does not exist"]
+    assert report["problems"] == [*missing, f"data.root={Path.cwd()}: no images in it or below it"]
+
+
+def test_pictures_that_are_not_read_are_named(doctor: Doctor, tmp_path: Path) -> None:
+    for name in ("a.jpg", "b.PNG", "c.dng", "d.jxl", "notes.txt"):
+        (tmp_path / "photos" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "photos" / name).write_bytes(b"what is in it is not looked at")
+    _, report = doctor("data=folder", f"data.root={tmp_path / 'photos'}")
+    assert report["pictures"]["images"] == 2
+    assert "(1 .dng, 1 .jxl): c.dng, d.jxl" in report["pictures"]["left_out"]
+    assert report["problems"] == []
 
 
 def test_a_run_folder_that_cannot_be_written(doctor: Doctor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

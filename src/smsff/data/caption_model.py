@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
     root = Path(arguments.folder).expanduser()
     images = find_images(root)
     if not images:
-        raise UserError(f"{printable(root)}: no images (jpg, png, webp, bmp, tif) in it or below it")
+        raise UserError(f"{printable(root)}: no images in it or below it")
     _drop_cut_lines(metadata_file(image, root) for image in images)
     captioned = read_captions(root, images)  # also refuses a malformed file
     print(f"{len(captioned)} of {len(images)} images have captions")

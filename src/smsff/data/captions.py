@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from smsff.data.images import EXTENSIONS, printable, relative_name
+from smsff.data.images import EXTENSIONS, OTHER_EXTENSIONS, printable, relative_name
 from smsff.errors import UserError, shown
 
 METADATA = "metadata.jsonl"
@@ -27,6 +27,7 @@ TABLES = (METADATA, "metadata.csv", "metadata.json")
 """Captions of many images, in any case; the first prevails where one folder has several."""
 TEXTS = (".txt", ".caption")
 """Endings of files with the caption of one image, in any case; the first prevails."""
+PICTURES = EXTENSIONS | OTHER_EXTENSIONS
 KEYS = ("text", "caption", "prompt")
 """Keys or columns of a table that may hold the caption; the first prevails."""
 EXPECTED = f'"file_name" and one of {", ".join(KEYS)}'
@@ -145,7 +146,7 @@ class _Captions:
         found = []
         for path in paths:
             name = os.path.splitext(relative_name(path, self.root))[0]
-            exact = self._names.get(name) if _ending(name) in EXTENSIONS else []
+            exact = self._names.get(name) if _ending(name) in PICTURES else []
             if images := exact or self._stems.get(name):
                 found.append((not exact, TEXTS.index(_ending(path)), path, images))
             else:
@@ -203,7 +204,7 @@ def _other_files(root: Path) -> list[tuple[Path, list[str]]]:
         real = os.path.realpath(folder)
         below[:] = [] if real in seen else sorted((n for n in below if n[0] != "."), key=lambda name: f"{name}/")
         if real not in seen:
-            others = sorted(n for n in names if n[0] != "." and _ending(n) not in EXTENSIONS)
+            others = sorted(n for n in names if n[0] != "." and _ending(n) not in PICTURES)
             found.append((Path(folder), others))
         seen.add(real)
     return sorted(found, key=lambda one: -len(one[0].parts))

@@ -22,7 +22,7 @@ from smsff.data.captions import warn_each
 from smsff.data.crops import random_window, shrink_to, to_signed
 from smsff.data.fingerprint import DataState, fingerprint, warn_of
 from smsff.data.folder import BUNDLED, ImageFolder, split_by_name
-from smsff.data.images import MAX_PIXELS, printable
+from smsff.data.images import MAX_PIXELS, describe_others, printable
 from smsff.errors import UserError
 from smsff.randomness import keyed_generator
 
@@ -338,6 +338,7 @@ class ImageDataModule(LightningDataModule):
             "test_images": len(self.test),
             "captions": len(self.captions()),
             "unreadable_images": len(self.unreadable),
+            "other_pictures": len(self.train.others),
             "bad_captions": len(self.bad_captions),
         }
 
@@ -378,6 +379,8 @@ class ImageDataModule(LightningDataModule):
         self._note(folder.unreadable, same_everywhere=True)
         self.bad_captions |= folder.problems.wrong | folder.problems.absent
         if getattr(rank_zero_only, "rank", 0) == 0:
+            if folder.others:
+                log.warning("left out: %s", describe_others(folder.others, folder.root))
             folder.problems.warn()
         self._stop_if_too_many(folder.problems.wrong, "captions cannot be read")
 

@@ -11,7 +11,17 @@ import torch
 from torch import Tensor
 
 from smsff.data.captions import Problems, read_captions
-from smsff.data.images import MAX_PIXELS, ImageError, find_images, image_size, load_image, printable, relative_name
+from smsff.data.images import (
+    MAX_PIXELS,
+    ImageError,
+    describe_others,
+    find_images,
+    image_size,
+    list_images,
+    load_image,
+    printable,
+    relative_name,
+)
 from smsff.errors import UserError
 
 BUNDLED = Path(__file__).parent / "photos"
@@ -30,7 +40,8 @@ class ImageFolder:
         paths: The images.
         captions: One for each image.
         captioned: For each image, whether that caption is its own and not the default.
-        sizes: (width, height) of each image as in its header.
+        sizes: (width, height) of each image as it is shown, by its header.
+        others: Pictures of kinds that are not read.
         unreadable: Reason by name, for the files whose header could not be read.
         problems: What there is to say about the captions.
         max_pixels: Images with more are not read.
@@ -53,9 +64,10 @@ class ImageFolder:
         self.root = Path(root).expanduser()
         if not self.root.is_dir():
             raise UserError(f"{key}: {printable(self.root)} is not a folder")
-        found = find_images(self.root)
+        found, self.others = list_images(self.root)
         if not found:
-            raise UserError(f"{key}: no images (jpg, png, webp, bmp, tif) in {printable(self.root)} or below it")
+            others = f"; left out: {describe_others(self.others, self.root)}" if self.others else ""
+            raise UserError(f"{key}: no images in {printable(self.root)} or below it{others}")
         self.paths: list[Path] = []
         self.sizes: list[tuple[int, int]] = []
         self.unreadable: dict[str, str] = {}

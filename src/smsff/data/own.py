@@ -9,9 +9,9 @@ OWN = "data/photos"
 
 
 def own_photos() -> str | None:
-    """`OWN` if there are images in it or below it, else None: for ``${own_photos:}`` in a configuration."""
+    """`OWN` if there are pictures of any kind in or below it, else None: for ``${own_photos:}`` in a configuration."""
     if not Path(OWN).is_dir():
         return None
-    from smsff.data.images import find_images  # imports torch, which a configuration alone does not need
+    from smsff.data.images import list_images  # imports torch, which a configuration alone does not need
 
-    return OWN if find_images(OWN) else None
+    return OWN if any(list_images(OWN)) else None

@@ -5,13 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_only
-from PIL import ExifTags, Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -71,20 +69,6 @@ class Prior:
 
     root: str | None = None
     caption: str = "a photo"
-
-
-def shown_sizes(folder: ImageFolder) -> list[tuple[int, int]]:
-    """(width, height) of every image as it is shown: turned where its EXIF header says so."""
-    return [_turned(path, size) for path, size in zip(folder.paths, folder.sizes, strict=True)]
-
-
-def _turned(path: Path, size: tuple[int, int]) -> tuple[int, int]:
-    try:
-        with Image.open(path) as image:
-            sideways = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-    except Exception:  # it is reported where it is decoded; headers of untrusted files raise anything
-        return size
-    return (size[1], size[0]) if sideways else size
 
 
 class StyleCrops(Dataset[dict[str, Any]]):
@@ -280,7 +264,7 @@ class StylePictures(ImageDataModule):
             cache_mb=cache_mb,
             val_max_side=val_max_side,
         )
-        self.margin, sizes = margin, shown_sizes(self.train)
+        self.margin, sizes = margin, self.train.sizes
         self.buckets = Buckets(sizes, shapes, seed=seed)
         self._warn_of_small(sizes, resolution)
         self.degraded, self.textures = degraded, None
@@ -296,7 +280,7 @@ class StylePictures(ImageDataModule):
         self.photos = self.photos.subset(range(min(max_photos, len(self.photos))))
         self.held_out = None
         if len(self.val):
-            buckets = Buckets(shown_sizes(self.val), shapes, seed=seed)
+            buckets = Buckets(self.val.sizes, shapes, seed=seed)
             self.held_out = HeldOut(self.val, buckets, scale=self.scale, count=max_held_out, margin=margin)
 
     @rank_zero_only

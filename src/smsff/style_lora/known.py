@@ -11,7 +11,7 @@ from torch import Tensor
 
 from smsff.data.captions import METADATA
 from smsff.data.folder import BUNDLED
-from smsff.data.images import to_image
+from smsff.data.images import load_image, to_image
 
 CAPTIONS = ("a picture", "a picture", "a photo")
 """What they are called, in turn."""
@@ -20,7 +20,7 @@ CAPTIONS = ("a picture", "a picture", "a photo")
 def training_photos() -> list[Image.Image]:
     """The bundled training photos and textures."""
     files = sorted(path for part in ("textures", "train") for path in (BUNDLED / part).glob("*.jpg"))
-    return [Image.open(file).convert("RGB") for file in files]
+    return [to_image(load_image(file)) for file in files]
 
 
 def write_folder(folder: Path, pictures: Iterable[Tensor]) -> None:

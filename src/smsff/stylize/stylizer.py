@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from smsff.data.images import printable, to_image
+from smsff.arguments import MAX_STRENGTH
+from smsff.data.images import Picture, printable, read_picture
 from smsff.errors import UserError
 from smsff.generator import UNetGenerator
 from smsff.stylize.heap import kept
@@ -32,9 +34,10 @@ WHOLE = 512
 class Stylizer:
     """A trained network as a function from picture to picture.
 
-    Takes a PIL image and returns one, or a tensor (B, 3, H, W): uint8 in [0, 255], or floating point RGB in [0, 1]; the
-    result has the same kind, shape and range. Pictures larger than a tile are computed in overlapping tiles, which
-    gives the same result as computing them whole.
+    Takes a file, a PIL image or a `Picture`, read by `read_picture`: the result is a PIL image (RGB or RGBA) or a
+    `Picture` with the transparency and the metadata of the source. Or takes a tensor (B, 3, H, W), uint8 in [0, 255] or
+    floating point RGB in [0, 1], and returns one of the same kind, shape and range. Pictures larger than a tile are
+    computed in overlapping tiles, which gives the same result as computing them whole.
 
     Args:
         generator: UNetGenerator, ResNetGenerator, or either of them as an ONNX file.
@@ -72,28 +75,42 @@ class Stylizer:
         self.halo: int = radius or 0
         self.multiple: int = generator.multiple
 
-    def __call__(self, picture: Tensor | Image.Image) -> Any:
-        """Stylize one PIL image or a batch of tensors; returns the same kind."""
-        if isinstance(picture, Image.Image):
-            pixels = torch.frombuffer(bytearray(picture.convert("RGB").tobytes()), dtype=torch.uint8)
-            stylized = self(pixels.view(1, picture.height, picture.width, 3).permute(0, 3, 1, 2))
-            return to_image(stylized[0])
+    def __call__(self, picture: Tensor | Picture | Image.Image | str | Path, *, strength: float = 1.0) -> Any:
+        """Stylize one picture or a batch of tensors.
+
+        Args:
+            picture: See above.
+            strength: The result is x + strength * (G(x) - x), clamped: 0 is the source, 1 the network's own result.
+
+        Raises:
+            UserError: If the strength is not between 0 and 1.5, or the picture cannot be read.
+        """
+        if not 0 <= strength <= MAX_STRENGTH:
+            raise UserError(f"strength={strength} must lie between 0 and {MAX_STRENGTH}")
+        if isinstance(picture, (str, Path, Image.Image)):
+            return self(read_picture(picture), strength=strength).to_pil()
+        if isinstance(picture, Picture):
+            return replace(picture, pixels=self(picture.pixels[None], strength=strength)[0])
         if picture.ndim != 4 or picture.shape[1] != 3 or 0 in picture.shape:
             raise ValueError(f"a picture must have shape (B, 3, H, W), got {tuple(picture.shape)}")
         if not (picture.dtype == torch.uint8 or picture.is_floating_point()):
             raise ValueError(f"a picture must be uint8 or floating point, got {picture.dtype}")
+        run = partial(self._run, strength=strength)
         if self.tile == 0:
-            return self._run(picture)
-        return in_tiles(self._run, picture, tile=self.tile, halo=self.halo, multiple=self.multiple)
+            return run(picture)
+        return in_tiles(run, picture, tile=self.tile, halo=self.halo, multiple=self.multiple)
 
     @torch.inference_mode()
-    def _run(self, picture: Tensor) -> Tensor:
+    def _run(self, picture: Tensor, *, strength: float) -> Tensor:
         as_bytes = picture.dtype == torch.uint8
         x = picture.to(self.device, torch.float32)
+        x = x / 255 if as_bytes else x
         network: Callable[[Tensor], Tensor] = self.generator
         if isinstance(self.generator, UNetGenerator) and max(x.shape[-2:]) > WHOLE:
             network = partial(large, self.generator)
-        rgb = to_unit_range(network, x / 255 if as_bytes else x)
+        rgb = to_unit_range(network, x)
+        if strength != 1:
+            rgb = torch.lerp(x, rgb, strength).clamp_(0, 1)
         return (rgb.mul_(255).round_() if as_bytes else rgb).to(picture.device, picture.dtype)
 
 

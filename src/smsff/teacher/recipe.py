@@ -37,6 +37,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from smsff.data.content import content
 from smsff.data.crops import to_signed
+from smsff.data.images import find_images, load_image, to_image
 from smsff.data.known_styles import STYLES, cel, ink, oil, sketch, watercolour
 from smsff.optimizer import GroupOptions
 from smsff.style_lora.adapter import LoraOptions
@@ -363,7 +364,7 @@ def make_teacher(args: argparse.Namespace) -> None:
     wanted = list(styles_of(args.styles))
     photos = training_photos()
     if args.photos is not None:
-        photos += [Image.open(file).convert("RGB") for file in sorted(args.photos.glob("*.jpg"))]
+        photos += [to_image(load_image(file)) for file in find_images(args.photos)]
     bank = cached(args.work / "bank.pt", lambda: make_bank(args.pictures, args.seed, photos, workers=args.threads))
     bank = {kind: y.to(args.device) for kind, y in bank.items()}
     if not (args.work / "base" / "unet").exists():

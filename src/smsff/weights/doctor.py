@@ -60,10 +60,12 @@ def examine(plain: Mapping[str, Any], *, overrides: Sequence[str] = (), verify: 
     run_dir = room(Path(plain["run_dir"]))
     loras, lora_problems = _loras(found)
     memory, unknown = forecast(plain, found, gpus=len(machine["gpus"]))
+    pictures, no_pictures = _pictures(plain.get("data") or {})
     problems = [
         *(_problem(status, overrides) for status in found if status.state != "there"),
         *lora_problems,
         *_data_problems(plain.get("data") or {}),
+        *no_pictures,
         *hardware_problems(machine, trainer, teacher.get("dtype")),
     ]
     if memory is not None:
@@ -76,6 +78,7 @@ def examine(plain: Mapping[str, Any], *, overrides: Sequence[str] = (), verify: 
         "memory": memory,
         "memory_unknown": unknown,
         "data": dict(plain.get("data") or {}),
+        "pictures": pictures,
         "run_dir": run_dir,
         "machine": machine,
         "asked": {
@@ -144,6 +147,19 @@ def _data_problems(data: Mapping[str, Any], prefix: str = "data") -> Iterator[st
             yield f"{name}={value}: does not exist"
 
 
+def _pictures(data: Mapping[str, Any]) -> tuple[dict[str, Any] | None, list[str]]:
+    """How many pictures data.root has by their names, and what is left out of it; a problem if there are none."""
+    from smsff.data.images import describe_others, list_images
+
+    root = Path(str(data.get("root") or "")).expanduser()
+    if not data.get("root") or not root.is_dir():
+        return None, []
+    images, others = list_images(root)
+    left_out = describe_others(others, root) if others else None
+    problem = f"data.root={data['root']}: no images in it or below it" + (f"; left out: {left_out}" if others else "")
+    return {"images": len(images), "left_out": left_out}, [] if images else [problem]
+
+
 def lines(report: Mapping[str, Any]) -> Iterator[str]:
     """The report for people."""
     hashes = {"verified": "hash verified", "not checked": "hash not checked (--verify)", "unknown": "hash not known"}
@@ -167,6 +183,11 @@ def lines(report: Mapping[str, Any]) -> Iterator[str]:
     yield "Data"
     yield f"  images   {'bundled' if images is None else images}"
     yield from _memory_lines(report["memory"], report["memory_unknown"])
+    if pictures := report["pictures"]:
+        yield "Pictures"
+        yield f"  images   {pictures['images']} in data.root"
+        if pictures["left_out"]:
+            yield f"  left out {pictures['left_out']}"
     machine, asked, run_dir = report["machine"], report["asked"], report["run_dir"]
     yield "Machine"
     for gpu in machine["gpus"]:
