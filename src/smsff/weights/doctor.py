@@ -179,15 +179,13 @@ def lines(report: Mapping[str, Any]) -> Iterator[str]:
         yield f"           for {one['family'] or 'a base model that it does not name'}; layers: {layers}"
         if one["unusable"]:
             yield f"           entries of its header that cannot be applied: {', '.join(one['unusable'])}"
-    images = report["data"].get("root", report["data"].get("path"))
-    yield "Data"
-    yield f"  images   {'bundled' if images is None else images}"
     yield from _memory_lines(report["memory"], report["memory_unknown"])
-    if pictures := report["pictures"]:
-        yield "Pictures"
-        yield f"  images   {pictures['images']} in data.root"
-        if pictures["left_out"]:
-            yield f"  left out {pictures['left_out']}"
+    images, pictures = report["data"].get("root", report["data"].get("path")), report["pictures"]
+    yield "Data"
+    count = f"{pictures['images']} in " if pictures else ""
+    yield f"  images   {count}{images or 'the bundled photos'}"
+    if pictures and pictures["left_out"]:
+        yield f"  left out {pictures['left_out']}"
     machine, asked, run_dir = report["machine"], report["asked"], report["run_dir"]
     yield "Machine"
     for gpu in machine["gpus"]:
