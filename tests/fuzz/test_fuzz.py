@@ -40,7 +40,7 @@ def test_some(watched: fuzz_watch.Watched, kind: str, count: int) -> None:
     counts, bad = fuzz_run.drive(kind, count, watched, start=1)
     assert not bad, complain(bad)
     assert counts["injected"] >= count
-    assert counts["refused"] > 0
+    assert counts["accepted" if kind == "lora_header" else "refused"] > 0  # odd settings are named, seldom refused
 
 
 @pytest.mark.faults
