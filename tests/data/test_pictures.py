@@ -352,7 +352,7 @@ def test_contents_decide_what_is_read(tmp_path: Path) -> None:
     assert len(found) + len(others) == 11
     folder = ImageFolder(tmp_path, default_caption="")
     assert len(folder) == 5
-    assert next(iter(folder.unreadable)) == "f.tif"
+    assert "f.tif" in folder.unreadable
     for name in ("e.DNG", "f.tif"):
         with pytest.raises(ImageError, match=rf"{name}: .*camera raw"):
             load_image(tmp_path / name)
@@ -388,7 +388,7 @@ def test_heic(tmp_path: Path) -> None:
         exif[0x0112], exif[0x010F] = orientation, "MakerX"
         COLOURS.resize((96, 64)).save(tmp_path / "a.heic", quality=95, exif=exif, icc_profile=rgb_profile())
         picture = read_picture(tmp_path / "a.heic")
-        expected = from_p3(turned(np.asarray(COLOURS.resize((96, 64))), orientation))
+        expected = from_p3(np.asarray(COLOURS.resize((96, 64))))  # HEIC is turned by its decoder, never by EXIF
         assert np.abs(picture.pixels.permute(1, 2, 0).numpy() - expected).mean() < 6
         assert picture.metadata.profile
         exif.load(picture.metadata.exif)

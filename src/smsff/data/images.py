@@ -211,10 +211,10 @@ def load_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Tensor:
     Raises:
         ImageError: See `read_picture`.
     """
-    return read_picture(path, max_pixels=max_pixels).on_white()
+    return read_picture(path, max_pixels=max_pixels, metadata=False).on_white()
 
 
-def read_picture(source: str | Path | Image.Image, *, max_pixels: int = MAX_PIXELS) -> Picture:
+def read_picture(source: str | Path | Image.Image, *, max_pixels: int = MAX_PIXELS, metadata: bool = True) -> Picture:
     """Read a picture, whatever kind of file or image of PIL it is; the one way in for everything.
 
     EXIF orientation is applied, colours are converted to sRGB by the embedded profile, grey, palette, CMYK, Lab and
@@ -224,6 +224,7 @@ def read_picture(source: str | Path | Image.Image, *, max_pixels: int = MAX_PIXE
     Args:
         source: A file, or an image, which is not changed.
         max_pixels: Pictures with more are refused before they are decoded.
+        metadata: Whether to read what is said beside the pixels.
 
     Raises:
         ImageError: If the picture cannot be decoded completely, or has more than ``max_pixels``; names the file.
@@ -234,7 +235,7 @@ def read_picture(source: str | Path | Image.Image, *, max_pixels: int = MAX_PIXE
             _check_header(source, max_pixels)
             if source.format == "TIFF":
                 _load_tiff(source)
-            return _read(source, None, printable(name))
+            return _read(source, None, printable(name), metadata=metadata)
         except Exception as error:  # as below
             raise _image_error(name, error) from error
     try:
@@ -243,7 +244,7 @@ def read_picture(source: str | Path | Image.Image, *, max_pixels: int = MAX_PIXE
         with _open(io.BytesIO(data), max_pixels) as image:
             if image.format in ("JPEG", "MPO"):
                 _check_scans(data, image.width * image.height)
-            return _read(image, data, printable(source))
+            return _read(image, data, printable(source), metadata=metadata)
     except Exception as error:  # the decoders of untrusted bytes raise anything
         raise _image_error(source, error) from error
 
@@ -257,7 +258,7 @@ def _load_tiff(image: Any) -> None:
         image.filename = name
 
 
-def _read(image: Image.Image, data: bytes | None, name: str) -> Picture:
+def _read(image: Image.Image, data: bytes | None, name: str, *, metadata: bool) -> Picture:
     """The picture of an opened file, or of an image; `data` are the bytes of the file."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PIL warns about odd EXIF entries
@@ -268,11 +269,12 @@ def _read(image: Image.Image, data: bytes | None, name: str) -> Picture:
             pixels = _decode_jpeg(data)  # three times faster than PIL, the same values
         else:
             pixels = _to_tensor(to_srgb(colours, profile))
-        metadata, orientation = read_metadata(image, name), orientation_of(image)
+        said = read_metadata(image, name) if metadata else Metadata()
+        orientation = orientation_of(image)
     if alpha is None:
-        return Picture(_turn(pixels, orientation), None, metadata)
+        return Picture(_turn(pixels, orientation), None, said)
     opacity = _to_tensor(alpha)
-    return Picture(_turn(pixels.masked_fill_(opacity == 0, 255), orientation), _turn(opacity, orientation), metadata)
+    return Picture(_turn(pixels.masked_fill_(opacity == 0, 255), orientation), _turn(opacity, orientation), said)
 
 
 def _usable(profile: bytes | None, mode: str, name: str) -> bytes | None:
