@@ -19,7 +19,7 @@ FILES = (
 )
 """Files and folders of the user's own."""
 
-NAMES = ("style.lora", "style.base", "teacher.base", "teacher.style_base", "teacher.config")
+NAMES = ("style.lora", "style.base", "teacher.base", "teacher.style_base", "teacher.config", "teacher.vae")
 """Weights: a file, a folder, or the id of a model of the hub. They stay as they are: ``weights`` refers to them."""
 
 LAST = "last"
