@@ -26,11 +26,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from known_styles_figures import Measured, Measurer, composite
+from known_styles_figures import Measured, Measurer
 from known_styles_report import write_report
 
 from smsff.callbacks.summary import write_json
 from smsff.errors import UserError
+from smsff.metrics.known_style import composite
 from smsff.metrics.table import CEILING
 
 ROOT = Path(__file__).resolve().parents[1]

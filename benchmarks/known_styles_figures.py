@@ -16,7 +16,7 @@ from smsff.callbacks.summary import write_json
 from smsff.checkpoints import read_checkpoint
 from smsff.data.known_styles import operator_of
 from smsff.metrics import known_style
-from smsff.metrics.table import CEILING, IMG2IMG, NOTHING, TONE_CURVE
+from smsff.metrics.table import CEILING, IMG2IMG, NOTHING, ONE_STEP, TONE_CURVE
 from smsff.stylize.export import export_checkpoint
 from smsff.stylize.stylizer import load_stylizer
 from smsff.teacher.latent import pad_to_multiple
@@ -35,30 +35,16 @@ class Measured:
     picture: Path
 
 
-def composite(figures: Figures) -> float:
-    """(1 + content distance) (1 + style distance), both to the truth, tone-free, in grey levels; 1 is best.
-
-    ArtFID takes the content distance to the photo. There the truth itself is far away, 12 grey levels for the
-    watercolour of the cat, and nothing would beat doing nothing.
-    """
-    return (1 + figures["content_tone_free"]) * (1 + figures["style_tone_free"])
-
-
 def mean_figures(figures: Sequence[Figures]) -> dict[str, float]:
     """The mean of each figure."""
     return known_style.mean_figures([dict(f) for f in figures])
 
 
 def measure(y: Tensor, truth: Tensor, source: Tensor) -> dict[str, float]:
-    """The figures of `known_style.measure`, and content distances after a x + b fitted to what they are measured to.
-
-    ``content_tone_free`` is the low-frequency distance to the truth, ``content_photo`` that to the source.
-    """
+    """The figures of `known_style.measure`, and ``content_photo``: the tone-free distance to the photo."""
     figures = known_style.measure(y, truth, source)
-    cropped = known_style.crop_border(y)
-    for name, other in (("content_tone_free", truth), ("content_photo", source)):
-        target = known_style.crop_border(other)
-        figures[name] = known_style.content_distance(known_style.tone_free(cropped, target), target).item()
+    cropped, photo = known_style.crop_border(y), known_style.crop_border(source)
+    figures["content_photo"] = known_style.content_distance(known_style.tone_free(cropped, photo), photo).item()
     return figures
 
 
@@ -127,7 +113,8 @@ class Measurer:
         if every:
             made[NOTHING] = ("nothing", lambda: photos)
             made[TONE_CURVE] = ("tone_curve", tone_curve)
-            made[IMG2IMG] = ("img2img", lambda: demo.stylized_by_teacher(run, photos)[0])
+            made[IMG2IMG] = ("img2img", lambda: demo.stylized_by_teacher(run, photos, IMG2IMG)[0])
+            made[ONE_STEP] = ("one_step", lambda: demo.stylized_by_teacher(run, photos, ONE_STEP)[0])
             made[TRUTH] = ("truth", lambda: {name: operator(x) for name, x in photos.items()})
         return {
             name: kept(place / file / "figures_test.json", operator, photos, make)

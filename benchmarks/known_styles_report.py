@@ -13,14 +13,15 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from known_styles_figures import TRUTH, composite, mean_figures
+from known_styles_figures import TRUTH, mean_figures
 from matplotlib.axes import Axes
 from PIL import Image, ImageDraw, ImageFont
 
 from smsff.callbacks.summary import write_json
-from smsff.metrics.table import CEILING, IMG2IMG, NOTHING, OURS, TONE_CURVE, bar_report, build_table
+from smsff.metrics.known_style import composite
+from smsff.metrics.table import CEILING, IMG2IMG, NOTHING, ONE_STEP, OURS, TONE_CURVE, bar_report, build_table
 
-CONTROLS = (NOTHING, TONE_CURVE, IMG2IMG, CEILING, TRUTH)
+CONTROLS = (NOTHING, TONE_CURVE, IMG2IMG, ONE_STEP, CEILING, TRUTH)
 COLUMNS = {  # figure -> heading, decimals
     "composite": ("composite", 2),
     "content_tone_free": ("content distance", 2),
@@ -200,7 +201,7 @@ def note_in_runs(records: Records, out: Path) -> None:
             ceilings.setdefault(style, photos)
     for (row, style, seed), photos in measured.items():
         path = folders[row, style, seed] / "metrics.json"
-        controls = {name: measured.get((name, style, None)) for name in (NOTHING, TONE_CURVE, IMG2IMG)}
+        controls = {name: measured.get((name, style, None)) for name in (NOTHING, TONE_CURVE, IMG2IMG, ONE_STEP)}
         rows = {**controls, OURS: photos, CEILING: measured.get((CEILING, style, seed), ceilings.get(style))}
         if row in CONTROLS or not path.is_file() or not all(set(r or ()) == set(photos) for r in rows.values()):
             continue

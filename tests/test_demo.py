@@ -73,14 +73,14 @@ def test_table_pictures_and_metrics(run_folder, capsys):
     assert known["table"][CEILING] != known["table"][OURS]
     assert known["bar"]["passed"] is False
     assert known["img2img"]["prompt"] == "sketch style, a photo"
-    assert set(known["img2img"]["validation_psnr_tone_free"]) == {str(t) for t in demo.T0_CANDIDATES}
+    assert set(known["img2img"]["validation_psnr_tone_free"]) == {str(t) for t in demo.T_CANDIDATES}
     assert known["paired_ceiling"]["steps"] == 3
 
     sizes = {path.name: Image.open(path).size for path in (run_folder / "pictures").glob("*.png")}
     assert len(sizes) == 6
     assert sizes["coffee_stylized.png"] == (96, 72)
     assert sizes["coffee_before_after.png"] == (2 * 96 + 4, 72 + demo.LABEL_HEIGHT)
-    assert sizes["coffee_comparison.png"] == (5 * 96 + 16, 72 + demo.LABEL_HEIGHT)
+    assert sizes["coffee_comparison.png"] == (6 * 96 + 20, 72 + demo.LABEL_HEIGHT)
     said = capsys.readouterr().out
     assert "not reached" in said
     assert str(run_folder / "pictures" / "chelsea_comparison.png") in said

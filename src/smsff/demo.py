@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +34,13 @@ from smsff.data.images import to_image
 from smsff.data.known_styles import operator_of
 from smsff.errors import UserError
 from smsff.metrics import known_style, table
-from smsff.metrics.controls import choose_t0, img2img, train_paired
-from smsff.metrics.table import CEILING, IMG2IMG, NOTHING, OURS, TONE_CURVE, Table
+from smsff.metrics.controls import choose_t, img2img, one_step, train_paired
+from smsff.metrics.table import CEILING, IMG2IMG, NOTHING, ONE_STEP, OURS, TONE_CURVE, Table
 from smsff.stylize.stylizer import Stylizer, load_stylizer
 from smsff.teacher.score import Teacher
 from smsff.trust import find_target
 
-T0_CANDIDATES = (20, 50, 100, 200, 300, 400, 500)
+T_CANDIDATES = (20, 50, 100, 200, 300, 400, 500)
 CEILING_STEPS = 800
 VALIDATION_SIDE = 256
 LABEL_HEIGHT = 26
@@ -86,21 +87,30 @@ class Run:
         return target(**{name: value for name, value in node.items() if name != "_target_"})
 
     @property
-    def prompt(self) -> str:
-        """The prompt of the style score for a photo without a caption."""
-        style: str = self.build("prompts").of(self.config["data"].get("default_caption", ""))[0]
-        return style
+    def prompts(self) -> tuple[str, str, str]:
+        """The prompts of style and source and the edit prompt, for a photo without a caption."""
+        filled: tuple[str, str, str] = self.build("prompts").of(self.config["data"].get("default_caption", ""))
+        return filled
 
 
-def stylized_by_teacher(run: Run, photos: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """img2img of whole photos with the t0 that is best on the middle of the validation photo, and that choice."""
+def stylized_by_teacher(run: Run, photos: Mapping[str, Tensor], row: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Whole photos by img2img or by one step of the teacher, and how they were made.
+
+    Args:
+        row: `IMG2IMG` or `ONE_STEP`; its t is the best one on the middle of the validation photo.
+    """
     teacher: Teacher = run.build("teacher")
     photo = middle(next(iter(load_photos("val").values())), VALIDATION_SIDE)
-    truth = run.operator(photo)
-    prompt = run.prompt
-    t0, scores = choose_t0(teacher, 2 * photo - 1, 2 * truth - 1, prompt=prompt, candidates=T0_CANDIDATES)
-    results = {name: (img2img(teacher, 2 * x - 1, prompt=prompt, t0=t0) + 1) / 2 for name, x in photos.items()}
-    return results, {"t0": t0, "prompt": prompt, "validation_psnr_tone_free": {str(t): s for t, s in scores.items()}}
+    prompt, source, _ = run.prompts
+
+    def make(x: Tensor, t: int) -> Tensor:
+        if row == IMG2IMG:
+            return img2img(teacher, 2 * x - 1, prompt=prompt, t0=t)
+        return one_step(teacher, 2 * x - 1, prompt=prompt, source=source, t=t)
+
+    t, scores = choose_t(partial(make, photo), 2 * run.operator(photo) - 1, T_CANDIDATES)
+    results = {name: (make(x, t) + 1) / 2 for name, x in photos.items()}
+    return results, {"t": t, "prompt": prompt, "validation_psnr_tone_free": {str(t): s for t, s in scores.items()}}
 
 
 def paired_network(run: Run, steps: int) -> tuple[Stylizer, dict[str, Any]]:
@@ -125,19 +135,21 @@ def make_pictures(run: Run, model: Path, ceiling_steps: int) -> tuple[Pictures, 
     ours = {name: stylizer(x) for name, x in photos.items()}
     print("control: a tone curve fitted on the training photos")
     curve = known_style.fit_tone_curve((x, run.operator(x)) for x in load_photos("train").values())
-    print("control: img2img with the style LoRA")
-    by_teacher, img2img_notes = stylized_by_teacher(run, photos)
+    print("controls: img2img with the style LoRA, one step of the teacher")
+    by_img2img, img2img_notes = stylized_by_teacher(run, photos, IMG2IMG)
+    by_one_step, one_step_notes = stylized_by_teacher(run, photos, ONE_STEP)
     print(f"control: the same network trained on true pairs, {ceiling_steps} steps")
     paired, ceiling_notes = paired_network(run, ceiling_steps)
     pictures = {
         NOTHING: photos,
         TONE_CURVE: {name: known_style.apply_tone_curve(x, curve) for name, x in photos.items()},
-        IMG2IMG: by_teacher,
+        IMG2IMG: by_img2img,
+        ONE_STEP: by_one_step,
         OURS: ours,
         CEILING: {name: paired(x) for name, x in photos.items()},
         "truth": truth,
     }
-    return pictures, {"img2img": img2img_notes, "paired_ceiling": ceiling_notes}
+    return pictures, {"img2img": img2img_notes, "one_step": one_step_notes, "paired_ceiling": ceiling_notes}
 
 
 def measure_pictures(pictures: Pictures) -> Table:
@@ -167,7 +179,7 @@ def side_by_side(columns: Mapping[str, Tensor]) -> Image.Image:
 def write_pictures(pictures: Pictures, folder: Path) -> list[Path]:
     """For each photo: a comparison of the rows, before beside after, and the result alone, all at full size."""
     folder.mkdir(parents=True, exist_ok=True)
-    columns = {NOTHING: "photo", IMG2IMG: IMG2IMG, OURS: OURS, CEILING: CEILING, "truth": "true style"}
+    columns = {NOTHING: "photo", **{row: row for row in (IMG2IMG, ONE_STEP, OURS, CEILING)}, "truth": "true style"}
     written = []
     for name, photo in pictures[NOTHING].items():
         ours = pictures[OURS][name]

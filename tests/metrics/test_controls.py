@@ -3,7 +3,7 @@ import torch
 from torch import Tensor, nn
 
 from smsff.generator.unet import UNetGenerator
-from smsff.metrics.controls import choose_t0, img2img, train_paired
+from smsff.metrics.controls import choose_t, img2img, one_step, train_paired
 from smsff.teacher.gaussian import GaussianTeacher
 
 
@@ -37,9 +37,18 @@ def test_img2img_depends_on_the_seed_alone():
     assert not torch.equal(first, img2img(teacher, x, prompt="", t0=500, seed=2))
 
 
-def test_choose_t0_takes_the_best_on_the_photo():
-    x = photo(1, 40, 44)
-    best, scores = choose_t0(teacher_of(0.0, 0.5), x, x, prompt="", candidates=(300, 20, 700))
+@pytest.mark.parametrize("t", [50, 400])
+def test_one_step_is_the_difference_of_the_two_clean_predictions(t):
+    """With point masses the style's prediction is 0.3 and the base's -0.1 at every t."""
+    teacher = GaussianTeacher(mean_base=-0.1, std_base=1e-6, mean_style=0.3, std_style=1e-6)
+    x = photo()
+    y = one_step(teacher, x, prompt="", source="", t=t, draws=2)
+    torch.testing.assert_close(y, (x + 0.4).clamp(-1, 1), atol=2e-3, rtol=0)
+
+
+def test_choose_t_takes_the_best_on_the_photo():
+    x, teacher = photo(1, 40, 44), teacher_of(0.0, 0.5)
+    best, scores = choose_t(lambda t: img2img(teacher, x, prompt="", t0=t), x, (300, 20, 700))
     assert best == 20
     assert list(scores) == [300, 20, 700]
     assert scores[20] > scores[300] > scores[700]

@@ -1,4 +1,4 @@
-"""What a run on a known style is compared with: img2img by the style LoRA, and a network trained on true pairs."""
+"""What a run on a known style is compared with: the teacher itself, and a network trained on true pairs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from smsff.metrics.known_style import crop_border, psnr, tone_free
+from smsff.randomness import keyed_randn
 from smsff.teacher import sampling
 from smsff.teacher.score import Teacher
 
@@ -17,23 +18,43 @@ from smsff.teacher.score import Teacher
 @torch.no_grad()
 def img2img(teacher: Teacher, x: Tensor, *, prompt: str, t0: int, steps: int = 10, seed: int = 0) -> Tensor:
     """`smsff.teacher.sampling.img2img` of x (B, 3, H, W) in [-1, 1] with the style score under one prompt."""
-    cond = teacher.encode_prompts([prompt] * len(x)).to(x.device)
+    cond = teacher.encode_prompts([prompt] * len(x), style=True).to(x.device)
     return sampling.img2img(teacher.style, teacher.schedule, teacher.latent, x, cond, t0=t0, steps=steps, seed=seed)
 
 
-def choose_t0(
-    teacher: Teacher, x: Tensor, truth: Tensor, *, prompt: str, candidates: Sequence[int], steps: int = 10
-) -> tuple[int, dict[int, float]]:
-    """The start of img2img with the best tone-free PSNR on a validation photo, and that PSNR for every candidate.
+@torch.no_grad()
+def one_step(teacher: Teacher, x: Tensor, *, prompt: str, source: str, t: int, draws: int = 4, seed: int = 0) -> Tensor:
+    """One step of the teacher at t: D(z + x0_style(z_t) - x0_base(z_t)), z = E(x), averaged over draws of noise.
 
     Args:
-        x, truth: photo and its true stylization, (1, 3, H, W) in [-1, 1].
+        x: (B, 3, H, W) in [-1, 1].
+        prompt, source: Prompts of the style score and of the base.
+    """
+    latent, schedule = teacher.latent, teacher.schedule
+    z = latent.encode(sampling.pad_to_multiple(x, sampling.LATENT_MULTIPLE * latent.downscale))
+    times = torch.full((len(z),), t, device=z.device)
+    style = teacher.encode_prompts([prompt] * len(z), style=True).to(z.device)
+    base = teacher.encode_prompts([source] * len(z)).to(z.device)
+    step = torch.zeros_like(z)
+    for draw in range(draws):
+        noise = keyed_randn(seed, "one_step", draw, range(len(z)), tuple(z.shape[1:])).to(z)
+        z_t = schedule.add_noise(z, noise, times)
+        eps_style, eps_base = teacher.style(z_t, times, style), teacher.base(z_t, times, base)
+        step += schedule.x0_from_eps(z_t, eps_style, times) - schedule.x0_from_eps(z_t, eps_base, times)
+    return latent.decode(z + step / draws)[..., : x.shape[-2], : x.shape[-1]].clamp(-1, 1)
+
+
+def choose_t(make: Callable[[int], Tensor], truth: Tensor, candidates: Sequence[int]) -> tuple[int, dict[int, float]]:
+    """The t with the best tone-free PSNR on a validation photo, and that PSNR for every candidate.
+
+    Args:
+        make: The result for a t, (1, 3, H, W) in [-1, 1].
+        truth: The photo's true stylization, the same.
     """
     scores = {}
-    for t0 in candidates:
-        y = img2img(teacher, x, prompt=prompt, t0=t0, steps=steps)
-        pair = [crop_border((p + 1) / 2) for p in (y, truth)]
-        scores[t0] = psnr(tone_free(*pair), pair[1]).item()
+    for t in candidates:
+        pair = [crop_border((p + 1) / 2) for p in (make(t), truth)]
+        scores[t] = psnr(tone_free(*pair), pair[1]).item()
     return max(scores, key=scores.__getitem__), scores
 
 

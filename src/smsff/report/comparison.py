@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from smsff.metrics.table import CEILING, COLUMNS, IMG2IMG, NOTHING, TONE_CURVE
+from smsff.metrics.known_style import composite
+from smsff.metrics.table import CEILING, COLUMNS, IMG2IMG, NOTHING, ONE_STEP, TONE_CURVE
 from smsff.report.content import Cell, Entry, Gallery, Heading, Source, Table
 from smsff.report.tables import best_of
 
 FILE = "results.json"
-CONTROLS = (NOTHING, TONE_CURVE, IMG2IMG, CEILING, "true style")
+CONTROLS = (NOTHING, TONE_CURVE, IMG2IMG, ONE_STEP, CEILING, "true style")
 FIGURES = {
     "composite": ("composite", 2),
     "content_tone_free": ("content distance tone-free", 2),
@@ -62,7 +63,7 @@ def seed_means(records: Sequence[Mapping[str, Any]], row: str, style: str) -> di
     for seed, photos in by_seed.items():
         means = {key: statistics.fmean(photo[key] for photo in photos) for key in photos[0] if key in FIGURES}
         if {"content_tone_free", "style_tone_free"} <= means.keys():
-            means["composite"] = (1 + means["content_tone_free"]) * (1 + means["style_tone_free"])
+            means["composite"] = composite(means)
         found[seed] = means
     return found
 
