@@ -80,4 +80,4 @@ def test_bar_without_room_below_the_ceiling_fails_and_is_json():
 
 
 def test_check_reads_as_a_line():
-    assert str(check_bar(table_of(GOOD))[0]) == "[x] PSNR over do nothing, dB: 2.000 >= 1.500"
+    assert str(check_bar(table_of(GOOD))[0]) == "[x] PSNR over do nothing, dB: 2.000 >= 2.000"

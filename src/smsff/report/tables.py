@@ -10,7 +10,7 @@ from smsff.metrics.table import COLUMNS, OURS, ROWS
 from smsff.report.content import Cell, Entry, Heading, Table
 from smsff.report.text import counts
 
-LOWER = ("style", "style_tone_free", "content")
+LOWER = ("style", "style_tone_free", "content", "content_tone_free")
 MOST_SETTINGS = 40
 NOT_SETTINGS = ("run_dir", "ckpt_path", "hydra", "logger.save_dir", "callbacks")
 
