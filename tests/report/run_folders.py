@@ -33,7 +33,8 @@ def beside(*images: Image.Image, gap: int = 4, top: int = 26) -> Image.Image:
 
 
 def figures(offset: float) -> dict[str, float]:
-    names = ("psnr", "ssim", "style", "psnr_tone_free", "ssim_tone_free", "style_tone_free", "content_tone_free", "content")
+    tone_free = ("psnr_tone_free", "ssim_tone_free", "style_tone_free", "content_tone_free")
+    names = ("psnr", "ssim", "style", *tone_free, "content")
     return {name: round(offset + 3 * i, 3) for i, name in enumerate(names)}
 
 
