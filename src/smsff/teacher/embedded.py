@@ -44,6 +44,9 @@ WORDS = [
     "ink",
     "colour",
     "photograph",
+    "comic",
+    "charcoal",
+    "pastel",
 ]
 
 PROMPTS: dict[str, tuple[str, ...]] = {
@@ -53,6 +56,9 @@ PROMPTS: dict[str, tuple[str, ...]] = {
     "oil": ("an oil painting", "turn it into an oil painting"),
     "watercolour": ("a watercolour painting", "turn it into a watercolour painting"),
     "ink": ("an ink drawing", "turn it into an ink drawing"),
+    "comic": ("a comic drawing", "turn it into a comic drawing"),
+    "charcoal": ("a charcoal drawing", "turn it into a charcoal drawing"),
+    "pastel": ("a pastel painting", "turn it into a pastel painting"),
     "": ("",),
 }
 """What the base model is told about a picture of each kind; "" is the empty prompt of guidance."""
