@@ -1,6 +1,7 @@
 """Make an embedded teacher: a base that knows photos, styles and the way between them, and LoRAs of exact styles.
 
-Stages, each of which goes on where it was when a run is killed and started again with the same options:
+Stages, each of which goes on where it was when a run is killed and started again with the same options; what is
+finished stays in the working folder and is not made again:
 
 1. ``pairs``        photos and loose versions of styles.
 2. ``autoencoder``  AutoencoderKL on them; with --start that of a finished teacher.
@@ -101,6 +102,8 @@ def stage_latents(args: argparse.Namespace) -> None:
 
 
 def stage_base(args: argparse.Namespace) -> None:
+    if (args.work / "base").exists():
+        return
     vae = AutoencoderKL.from_pretrained(args.work / "vae", torch_dtype=torch.float32)
     torch.manual_seed(args.seed)
     base: Base = new_base(vae) if args.start is None else continued_base(args.start, vae)
