@@ -15,7 +15,7 @@ from smsff.style_lora.module import StyleLora
 from smsff.teacher.stable_diffusion import load_stable_diffusion
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     pass
 
 
@@ -26,7 +26,7 @@ class StopsAt(StyleLora):
 
     def training_step(self, batch, batch_idx: int) -> Tensor:
         if int(batch["iteration"][0]) == self.stop:
-            raise Stopped
+            raise StoppedError
         return super().training_step(batch, batch_idx)
 
 
@@ -46,7 +46,7 @@ def fit(base: Path, folder: Path, kind: type[StyleLora]) -> dict[str, Tensor]:
 
 def test_a_training_that_was_killed_goes_on_as_if_it_had_not_been(tiny_base: Path, tmp_path: Path) -> None:
     whole = fit(tiny_base, tmp_path / "whole", StyleLora)
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
         fit(tiny_base, tmp_path / "killed", StopsAt)
     for name, value in fit(tiny_base, tmp_path / "killed", StyleLora).items():
         torch.testing.assert_close(value, whole[name], rtol=0, atol=0)

@@ -3,7 +3,7 @@
 Every part is a stock class in the stock layout, so the folder `ASSETS` loads through the same code as SD 1.5. What
 differs is size: an f = 2 auto-encoder with 8 latent channels, 3.7 M parameters of U-Net with attention at the lowest
 level only, a text encoder of two layers and a tokenizer made for the words of `WORDS` (it spells all others).
-The weights are made by `recipe.py`.
+The weights are made by `smsff.teacher.recipe`.
 """
 
 from __future__ import annotations

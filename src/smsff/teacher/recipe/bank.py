@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache, partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from torch import Tensor
 from smsff.atomic import write_aside
 from smsff.data.content import content
 from smsff.data.crops import to_signed
+from smsff.data.images import find_images, load_image, to_image
 from smsff.data.known_styles import STYLES, cel, charcoal, comic, ink, oil, pastel, sketch, watercolour
 from smsff.style_lora.known import training_photos
 
@@ -43,8 +44,8 @@ Bank = dict[str, Tensor]
 @cache
 def all_photos(folder: Path | None) -> Sequence[Image.Image]:
     """The bundled training photos and those of a folder."""
-    files = [] if folder is None else sorted(folder.glob("*.jpg"))
-    return training_photos() + [Image.open(file).convert("RGB") for file in files]
+    files = [] if folder is None else find_images(folder)
+    return training_photos() + [to_image(load_image(file)) for file in files]
 
 
 def loose_style(x: Tensor, kind: str, rng: np.random.Generator) -> Tensor:
@@ -118,7 +119,7 @@ def _make(file: Path, make: Callable[[], Bank]) -> None:
     write_aside(file, lambda path: torch.save(bank, path))
 
 
-def make_files(work: Path, jobs: dict[str, Callable[[], Bank]], *, workers: int) -> None:
+def make_files(work: Path, jobs: Mapping[str, Callable[[], Bank]], *, workers: int) -> None:
     """Make every file of the bank that is not there yet; `jobs` by file name."""
     missing = {work / "bank" / name: job for name, job in jobs.items() if not (work / "bank" / name).exists()}
     context = torch.multiprocessing.get_context("spawn")

@@ -18,7 +18,7 @@ AVERAGE = 0.999
 """Decay of the moving average."""
 WARMUP = 100
 """Steps in which the rate rises."""
-FALL = 0.1
+FALL = 0.2
 """Share of the steps, at the end, in which it falls to 2 %."""
 
 
