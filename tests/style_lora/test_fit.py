@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ class StopsAt(StyleLora):
 
     stop = 3
 
-    def training_step(self, batch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         if int(batch["iteration"][0]) == self.stop:
             raise StoppedError
         return super().training_step(batch, batch_idx)
@@ -33,7 +34,7 @@ class StopsAt(StyleLora):
 def bank() -> StyleBank:
     generator = torch.Generator().manual_seed(0)
     styled, photo = (torch.randint(128, (n, 3, 40, 48), dtype=torch.uint8, generator=generator) for n in (12, 7))
-    options = {"resolution": 32, "margin": 0, "batch_size": 2, "steps": 5, "seed": 0, "held_out": 2}
+    options: dict[str, Any] = {"resolution": 32, "margin": 0, "batch_size": 2, "steps": 5, "seed": 0, "held_out": 2}
     return StyleBank(styled, pairs=(photo, photo + 128), paired=0.5, **options)
 
 

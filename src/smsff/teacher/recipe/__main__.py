@@ -34,7 +34,7 @@ from smsff.teacher.recipe.styles import train_style
 
 log = logging.getLogger(__name__)
 
-SHIPPED = ("watercolour", "oil", "comic", "ink")
+SHIPPED = ("watercolour", "ink", "comic", "sketch")
 STAGES = ("pairs", "autoencoder", "latents", "base", "exact", "styles", "gates")
 
 
@@ -51,9 +51,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--base-steps", type=int, default=30_000)
     parser.add_argument("--base-batch", type=int, default=16)
     parser.add_argument("--styles", type=_styles, default=SHIPPED, help="LoRAs to train, separated by commas")
-    parser.add_argument("--style-steps", type=int, default=600)
+    parser.add_argument("--style-steps", type=int, default=400)
     parser.add_argument("--style-batch", type=int, default=8)
-    parser.add_argument("--rank", type=int, default=16, help="of the LoRAs")
+    parser.add_argument("--rank", type=int, default=14, help="of the LoRAs")
     parser.add_argument("--stop-after", choices=STAGES, default=STAGES[-1], help="last stage of this call")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))

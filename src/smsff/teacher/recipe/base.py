@@ -63,6 +63,8 @@ class Base:
             feature_extractor=None,
             requires_safety_checker=False,
         )
+        for part in (self.vae, self.unet):
+            part.register_to_config(_name_or_path="")  # else the path of the folder that it came from
         pipeline.save_pretrained(folder)
         for name, weights in state.items():
             getattr(self, name).float().load_state_dict(weights)
