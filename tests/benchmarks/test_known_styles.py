@@ -67,19 +67,19 @@ def test_the_truth_of_every_style_that_a_plan_may_name_can_be_computed() -> None
     ],
 )
 def test_a_wrong_plan_is_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:
-    plan = {"styles": ["demo_cel"], "seeds": [0], "controls": {"ceiling_steps": 1}, "rows": {"a": {}}, **change}
+    plan = {"styles": ["demo_comic"], "seeds": [0], "controls": {"ceiling_steps": 1}, "rows": {"a": {}}, **change}
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
     with pytest.raises(UserError, match=message):
         known_styles.read_plan(tmp_path / "plan.yaml", None, None)
 
 
 def test_styles_to_choose_on_and_seeds_of_the_ceiling(tmp_path: Path) -> None:
-    rows = {"a": {}, "b": {"styles": ["demo_cel"]}}
-    plan = {"styles": ["demo_cel", "demo_ink"], "choose_on": ["demo_ink"], "seeds": [0, 1], "rows": rows}
+    rows = {"a": {}, "b": {"styles": ["demo_comic"]}}
+    plan = {"styles": ["demo_comic", "demo_ink"], "choose_on": ["demo_ink"], "seeds": [0, 1], "rows": rows}
     path = tmp_path / "plan.yaml"
     path.write_text(yaml.safe_dump(plan))
     (a, b), ceiling = known_styles.read_plan(path, None, None)
-    assert (a.styles, a.choose_on, b.choose_on) == (["demo_cel", "demo_ink"], ["demo_ink"], ["demo_cel"])
+    assert (a.styles, a.choose_on, b.choose_on) == (["demo_comic", "demo_ink"], ["demo_ink"], ["demo_comic"])
     assert ceiling is None
     path.write_text(yaml.safe_dump({**plan, "controls": {"ceiling_steps": 7}}))
     (a, _), ceiling = known_styles.read_plan(path, ["demo_watercolour"], [4])
@@ -185,7 +185,7 @@ def test_the_whole_benchmark_on_a_tiny_teacher(
     network = ["+generator.widths=[8,8]", "+generator.encoder_blocks=[1,1]", "+generator.decoder_blocks=[1]"]
     train = [*network, "data.batch_size=2", "data.val_max_side=48", "warmup.steps=0"]
     plan = {
-        "styles": ["demo_cel"],
+        "styles": ["demo_comic"],
         "seeds": [0, 1],
         "overrides": [o for o in tiny if not o.startswith("steps")] + ["steps=2"],
         "controls": {"ceiling_steps": 2, "ceiling_seeds": [1]},
@@ -207,7 +207,7 @@ def test_the_whole_benchmark_on_a_tiny_teacher(
     arguments = ["--out", str(out), "--plan", str(tmp_path / "plan.yaml")]
     assert known_styles.main(arguments) == 1
     printed = capsys.readouterr().out
-    assert "FAILED: wrong, demo_cel, seed 0" in printed
+    assert "FAILED: wrong, demo_comic, seed 0" in printed
     assert printed.count("trained (") == 2 + 2 + 1 + 2
     results = json.loads((out / "results.json").read_text())
     assert results["choices"]["SDS"]["chosen"] == "weak"  # the other one ruins the picture
@@ -221,14 +221,14 @@ def test_the_whole_benchmark_on_a_tiny_teacher(
     # Hardly trained: the photo, but for what padding, latents and 8 bits cost.
     assert value["SDS", 0]["psnr"] == pytest.approx(value[report.NOTHING, None]["psnr"], abs=0.1)
     assert value["photo", 0]["ssim"] != value[report.NOTHING, None]["ssim"]
-    assert Image.open(out / "runs/photo/demo_cel/seed0/coffee/pictures/coffee.png").size == (96, 72)
-    assert not (out / "runs/sds-strong/demo_cel/seed0/figures_test.json").exists()  # its test photos stay untouched
+    assert Image.open(out / "runs/photo/demo_comic/seed0/coffee/pictures/coffee.png").size == (96, 72)
+    assert not (out / "runs/sds-strong/demo_comic/seed0/figures_test.json").exists()  # its test photos stay untouched
 
     assert not list(out.glob("runs/sms/*/*/checkpoints"))  # measured: the network alone is kept
-    assert (out / "runs/sms/demo_cel/seed1/export/model.safetensors").is_file()
+    assert (out / "runs/sms/demo_comic/seed1/export/model.safetensors").is_file()
     assert list(out.glob("runs/sds-strong/*/*/checkpoints"))
     for seed in (0, 1):
-        known = json.loads((out / f"runs/sms/demo_cel/seed{seed}/metrics.json").read_text())["known_style"]
+        known = json.loads((out / f"runs/sms/demo_comic/seed{seed}/metrics.json").read_text())["known_style"]
         assert known["table"][report.OURS]["coffee"]["psnr"] == value["SMS", seed]["psnr"]
         assert known["table"][report.CEILING]["coffee"]["psnr"] == value[report.CEILING, 1]["psnr"]
         assert known["bar"]["passed"] is False

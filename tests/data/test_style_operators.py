@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from smsff.data.known_styles import STYLES, bilateral, blur, ink, kuwahara, luma
+from smsff.data.known_styles import STYLES, bilateral, blur, charcoal, comic, ink, kuwahara, luma, pastel
 
 MARGIN = 24
 """Farther than any operator looks."""
@@ -57,15 +57,30 @@ def test_edge_preserving_means_leave_flat_colour_and_a_step_as_they_are(smooth) 
     torch.testing.assert_close(smooth(x), x, atol=1e-3, rtol=0)
 
 
-def test_ink_draws_a_dark_line_with_light_rims_along_a_step_and_keeps_its_mean() -> None:
+def test_ink_draws_a_pen_line_on_the_dark_side_of_a_step_over_paler_colour() -> None:
     x = torch.full((1, 3, 64, 96), 0.3)
     x[..., 48:] = 0.6
     y = ink(x)
-    assert (y[..., 47:49] < 0.2).all()
-    assert (y[..., 39:42] > 0.31).all()
-    assert (y[..., 55:57] > 0.61).all()
-    torch.testing.assert_close(y[..., 16:-16].mean(), x[..., 16:-16].mean(), atol=2e-3, rtol=0)
+    assert (y[..., 45:47] < 0.05).all()
+    torch.testing.assert_close(y[..., :24], 1 - 0.8 * (1 - x[..., :24]), atol=1e-3, rtol=0)
+    assert (y[..., 50:] > 0.6).all()
+
+
+def test_comic_outlines_both_sides_of_a_step_and_keeps_flat_colour() -> None:
+    x = torch.full((1, 3, 64, 96), 0.3)
+    x[..., 48:] = 0.6
+    y = comic(x)
+    assert (y[..., 47:49] < 0.05).all()
     torch.testing.assert_close(y[..., :24], x[..., :24], atol=1e-3, rtol=0)
+    torch.testing.assert_close(y[..., -24:], x[..., -24:], atol=1e-3, rtol=0)
+
+
+def test_pastel_draws_white_lines_and_charcoal_takes_the_colour_away() -> None:
+    x = torch.full((1, 3, 64, 96), 0.2)
+    x[:, 0, :, 48:] = 0.9
+    assert (pastel(x)[..., 48] > 0.65).all()
+    smudged = charcoal(x)
+    assert (smudged.amax(1) - smudged.amin(1)).max() < 0.06
 
 
 def test_luma_of_grey_is_grey() -> None:

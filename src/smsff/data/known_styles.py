@@ -5,8 +5,7 @@ equivariant to translation (away from the reflected border), so a convolutional 
 are in pixels of the input; the defaults were chosen by eye for photos of 300 to 600 pixels.
 
 Sources: extended difference of Gaussians and soft luminance quantisation: Winnemoeller et al. 2006 and 2012;
-Kuwahara filter: Kuwahara et al. 1976; bilateral filter: Tomasi and Manduchi 1998; edge darkening: Bousseau et al. 2006;
-lines with a halo: Appel et al. 1979.
+Kuwahara filter: Kuwahara et al. 1976; bilateral filter: Tomasi and Manduchi 1998; edge darkening: Bousseau et al. 2006.
 """
 
 from __future__ import annotations
@@ -37,6 +36,12 @@ def lines(x: Tensor, sigma: float, gain: float, threshold: float = 0.005) -> Ten
     """Dark lines on the dark side of edges: 1 on paper, 0 on a line, shape (B, 1, H, W)."""
     y = luma(x)
     return (1 - gain * (blur(y, 1.6 * sigma) - blur(y, sigma) - threshold).clamp(min=0)).clamp(0, 1)
+
+
+def slope(x: Tensor, sigma: float) -> Tensor:
+    """Gradient magnitude of the luma blurred by `sigma`, per pixel, shape (B, 1, H, W)."""
+    gy, gx = torch.gradient(blur(luma(x), sigma), dim=(2, 3))
+    return torch.hypot(gx, gy)
 
 
 def bilateral(x: Tensor, radius: int, sigma_space: float, sigma_range: float) -> Tensor:
@@ -80,8 +85,8 @@ def cel(x: Tensor, levels: float = 4, gain: float = 36, saturation: float = 1.3,
     return flat * e + ink * (1 - e)
 
 
-def sketch(x: Tensor, sigma: float = 3.0, gain: float = 3.0, colour: float = 0.15) -> Tensor:
-    """Pencil sketch by colour dodge: cream paper, dark strokes along edges, a hint of the colour."""
+def sketch(x: Tensor, sigma: float = 3.0, gain: float = 3.0, colour: float = 0.4) -> Tensor:
+    """Pencil sketch by colour dodge: cream paper, dark strokes along edges, thin colour."""
     y = luma(x)
     stroke = (y / (blur(y, sigma) + 0.02)).clamp(0, 1) ** gain
     shade = 0.72 + 0.28 * blur(y, 1.5)
@@ -101,29 +106,49 @@ def oil(x: Tensor, radius: int = 4, sharpen: float = 0.5, saturation: float = 1.
 def watercolour(x: Tensor, edge: float = 1.6, wash: float = 0.7, radius: int = 3) -> Tensor:
     """Watercolour: flat pale washes whose borders are darker than their inside."""
     flat = bilateral(kuwahara(x, radius), 4, 3.0, 0.12)
-    y = luma(flat)
-    gy, gx = torch.gradient(blur(y, 0.8), dim=(2, 3))
-    density = wash + edge * (torch.hypot(gx, gy) * 6).clamp(0, 0.9)
+    density = wash + edge * (6 * slope(flat, 0.8)).clamp(0, 0.9)
     return (1 - (1 - flat) * density).clamp(0, 1)
 
 
-def ink(x: Tensor, gain: float = 24, threshold: float = 0.015, sigma: float = 1.5, halo: float = 4.0) -> Tensor:
-    """Ink and wash: smooth colour, bold dark lines along edges, a light rim beside each line.
+def ink(x: Tensor, sigma: float = 1.5, gain: float = 58, bias: float = 0.5, wash: float = 0.8) -> Tensor:
+    """Pen and wash: black pen lines and dots on the dark side of edges, over pale flat colour."""
+    y = luma(x)
+    pen = (1 + bias + gain * (blur(y, sigma) - blur(y, 1.6 * sigma))).clamp(0, 1)
+    return ((1 - wash * (1 - kuwahara(x, 3))) * pen).clamp(0, 1)
 
-    What a line darkens, its rim gives back, so the mean colour of a region is that of the photo.
-    """
-    flat = bilateral(x, 4, 3.0, 0.14)
-    gy, gx = torch.gradient(blur(luma(x), sigma), dim=(2, 3))
-    dark = flat * 0.95 * (gain * (torch.hypot(gx, gy) - threshold)).clamp(0, 1)
-    return (flat - dark + blur(dark, halo)).clamp(0, 1)
+
+def comic(x: Tensor, radius: int = 4, sigma: float = 1.2, gain: float = 30, saturation: float = 1.5) -> Tensor:
+    """Comic: flat saturated colour, bold black outlines."""
+    flat = kuwahara(kuwahara(x, radius), max(radius - 1, 1))
+    outline = (gain * (slope(kuwahara(x, 2), sigma) - 0.03)).clamp(0, 1)
+    y = luma(flat)
+    return (y + saturation * (flat - y)).clamp(0, 1) * (1 - outline)
+
+
+def charcoal(x: Tensor, sigma: float = 5.0, gain: float = 2.5, soft: float = 1.2) -> Tensor:
+    """Charcoal: smudged grey, every tone measured against its surroundings."""
+    y = luma(x)
+    smudge = (blur(y, soft) / (blur(y, sigma) + 0.02)).clamp(0, 1.2) ** gain
+    paper = x.new_tensor([1.0, 0.98, 0.95]).view(1, 3, 1, 1)
+    return (smudge * (0.25 + 0.75 * blur(y, 2.0)) * paper).clamp(0, 1)
+
+
+def pastel(x: Tensor, gain: float = 12, wash: float = 0.75, radius: int = 3) -> Tensor:
+    """Pastel: pale flat colour, chalk-white lines along edges."""
+    flat = kuwahara(bilateral(x, 4, 3.0, 0.14), radius)
+    chalk = 0.8 * (gain * (slope(flat, 1.2) - 0.01)).clamp(0, 1)
+    return 1 - (1 - chalk) * wash * (1 - flat)
 
 
 STYLES: dict[str, Callable[..., Tensor]] = {
-    "ink": ink,
     "cel": cel,
     "sketch": sketch,
     "oil": oil,
     "watercolour": watercolour,
+    "ink": ink,
+    "comic": comic,
+    "charcoal": charcoal,
+    "pastel": pastel,
 }
 
 

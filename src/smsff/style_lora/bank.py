@@ -1,8 +1,9 @@
 """Pictures that lie in memory, on the device, as batches for the training of a known style's LoRA.
 
-Some samples are *loose pairs*: the input is a photo, the target a form of it in a style of the same kind, but not in
-the style itself. They stand for what a large base model knows of photos and drawings of the same thing, which a small
-one does not: the style itself is learned from pictures in it alone, never from a photo beside its stylization.
+Some samples are *loose pairs*: the input is a photo or its mixture with the target, the target a form of it in a style
+of the same kind, but not in the style itself. They are prior preservation (Ruiz et al. 2023) of what the base knows of
+the way from a photo to such a style; the style itself is learned from pictures in it alone, never from a photo beside
+its stylization.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from smsff.data.crops import middle, to_signed
 from smsff.style_lora.known import CAPTIONS
+
+PHOTOS = 0.4
+"""Share of the pairs whose input is the photo itself; in the others it is on the way, uniformly."""
 
 
 def crops(pictures: Tensor, index: NDArray[np.int64], size: int, rng: np.random.Generator) -> Tensor:
@@ -72,11 +76,13 @@ class StyleBank(pl.LightningDataModule):
         count = int(rng.binomial(size, self.paired))
         of_pairs, of_styled = rng.integers(len(self.pairs), size=count), rng.integers(self.count, size=size - count)
         photo, loose = self.windows(self.pairs, of_pairs, rng).chunk(2, 1)
+        share = np.where(rng.random(count) < PHOTOS, 0, rng.random(count)).astype(np.float32)
+        mixed = torch.lerp(photo, loose, torch.from_numpy(share).view(-1, 1, 1, 1).to(photo))
         styled = self.windows(self.styled, of_styled, rng)
         index = np.concatenate([of_pairs, of_styled])
         return {
             "image": torch.cat([loose, styled]),
-            "input": torch.cat([photo, styled]),
+            "input": torch.cat([mixed, styled]),
             "degraded": torch.arange(size, device=styled.device) < count,
             "margin": self.margin,
             "caption": [CAPTIONS[i % len(CAPTIONS)] for i in index],
@@ -92,7 +98,8 @@ class StyleBank(pl.LightningDataModule):
         return torch.where(mirror, x.flip(3), x)
 
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
-        return DataLoader(_Batches(self), batch_size=None)
+        start = self.trainer.global_step if self.trainer else 0
+        return DataLoader(_Batches(self, start), batch_size=None)
 
     def val_dataloader(self) -> DataLoader[dict[str, Any]]:
         """The middle of each held-out picture, one at a time."""
@@ -109,8 +116,8 @@ class StyleBank(pl.LightningDataModule):
 
 
 class _Batches(IterableDataset[dict[str, Any]]):
-    def __init__(self, bank: StyleBank) -> None:
-        self.bank = bank
+    def __init__(self, bank: StyleBank, start: int) -> None:
+        self.bank, self.start = bank, start
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        return map(self.bank.batch, range(self.bank.steps))
+        return map(self.bank.batch, range(self.start, self.bank.steps))

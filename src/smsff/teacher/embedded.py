@@ -3,7 +3,7 @@
 Every part is a stock class in the stock layout, so the folder `ASSETS` loads through the same code as SD 1.5. What
 differs is size: an f = 2 auto-encoder with 8 latent channels, 3.7 M parameters of U-Net with attention at the lowest
 level only, a text encoder of two layers and a tokenizer made for the words of `WORDS` (it spells all others).
-The weights are made by `recipe.py`.
+The weights are made by `smsff.teacher.recipe`.
 """
 
 from __future__ import annotations
@@ -44,6 +44,9 @@ WORDS = [
     "ink",
     "colour",
     "photograph",
+    "comic",
+    "charcoal",
+    "pastel",
 ]
 
 PROMPTS: dict[str, tuple[str, ...]] = {
@@ -53,6 +56,9 @@ PROMPTS: dict[str, tuple[str, ...]] = {
     "oil": ("an oil painting", "turn it into an oil painting"),
     "watercolour": ("a watercolour painting", "turn it into a watercolour painting"),
     "ink": ("an ink drawing", "turn it into an ink drawing"),
+    "comic": ("a comic drawing", "turn it into a comic drawing"),
+    "charcoal": ("a charcoal drawing", "turn it into a charcoal drawing"),
+    "pastel": ("a pastel painting", "turn it into a pastel painting"),
     "": ("",),
 }
 """What the base model is told about a picture of each kind; "" is the empty prompt of guidance."""
