@@ -27,10 +27,11 @@ export OMP_WAIT_POLICY ?= passive
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s  %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(READY) ## train, export, stylize two photos, print the table of figures (STYLE= SEED= SPEED= RUN=)
+demo: $(READY) ## train, export, stylize two photos, print figures, write report.html (STYLE= SEED= SPEED= RUN=)
 	$(BIN)/python train.py data=bundled run_dir=$(RUN) speed=$(SPEED) $(if $(STYLE),style=$(STYLE)) $(if $(SEED),seed=$(SEED))
 	$(BIN)/python export.py ckpt=$(RUN)/checkpoints/last.ckpt out=$(RUN)/export
 	$(BIN)/python -m smsff.demo --run $(RUN) --model $(RUN)/export
+	$(BIN)/python -m smsff.cli report $(RUN) --out $(RUN)/report.html
 
 style-lora: $(READY) ## train a style LoRA on a known style and look whether it can be distilled (STYLE= RUN= ARGS=)
 	$(BIN)/python -m smsff.style_lora.gate pictures --style $(or $(STYLE),watercolour) --out $(RUN)/pictures
