@@ -87,7 +87,7 @@ def unknown(patterns: Iterable[str]) -> list[str]:
         list(itertools.chain(*build.CHEAP.values())),
         [f"trainer.{key}" for key in contradictions.OURS],
         [f"teacher.{key}" for key in manifest.KEYS],
-        [f"weights.{key}" for key in manifest.KEYS if key != "config"],
+        [f"teacher.{key}" for key in manifest.KEYS],
     ],
     ids=str,
 )

@@ -136,17 +136,6 @@ def test_counts_go_through_a_checkpoint() -> None:
     assert saved["optimizer_states"][0]["param_groups"][0]["fused"] is True
 
 
-def test_a_good_step_that_asked_no_score_ends_no_row_of_bad_ones() -> None:
-    guard, optimizer = StepGuard(), torch.optim.SGD([nn.Parameter(torch.ones(1))])
-    rows = []
-    for step, (norm, asked) in enumerate(
-        [(math.nan, True), (1.0, False), (math.inf, True), (math.nan, False), (1.0, True)]
-    ):
-        guard.decide(optimizer, {"one": torch.tensor(norm)}, step=step, asked=asked)
-        rows += [(outcome.skipped, outcome.in_a_row, outcome.total) for outcome in guard.outcomes(wait=True)]
-    assert rows == [(True, 1, 1), (False, 1, 1), (True, 2, 2), (True, 3, 3), (False, 0, 3)]
-
-
 def test_gradients_so_large_that_their_norm_overflows_are_a_bad_step() -> None:
     parameter = nn.Parameter(torch.ones(4))
     optimizer = build_optimizer({"one": ([parameter], GroupOptions(lr=0.1))})
