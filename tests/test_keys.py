@@ -87,7 +87,6 @@ def unknown(patterns: Iterable[str]) -> list[str]:
         list(itertools.chain(*build.CHEAP.values())),
         [f"trainer.{key}" for key in contradictions.OURS],
         [f"teacher.{key}" for key in manifest.KEYS],
-        [f"teacher.{key}" for key in manifest.KEYS],
     ],
     ids=str,
 )
