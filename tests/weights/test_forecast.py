@@ -66,7 +66,7 @@ def test_the_default(asked: Callable[..., SimpleNamespace]) -> None:
     with safe_open(plain["teacher"]["lora"], "numpy") as file:
         assert one.style_lora == sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
     assert (one.style_base, one.mixed, one.doubled, one.gradient_checkpointing, one.processes) == (
-        *(None, False, False, False, 1),
+        *(None, False, True, False, 1),
     )
     assert one.report["total"] == 6120
     assert one.report["run"] == 100 * (plain["checkpoint_keep"] + 2)

@@ -58,9 +58,9 @@ def test_several_loras_and_the_settings_of_a_single_file() -> None:
 
 
 def test_an_auto_encoder_of_its_own() -> None:
-    one, vae = needs(composed(CONF, ["style=ink", "style.lora=null", "teacher.vae=some/vae", "teacher.variant=fp16"]))[
-        :2
-    ]
+    one, vae = needs(
+        composed(CONF, ["style=demo_ink", "style.lora=null", "teacher.vae=some/vae", "teacher.variant=fp16"])
+    )[:2]
     assert (one.vae, vae.key, vae.hub, vae.vae, vae.variant) == (False, "teacher.vae", True, True, None)
 
 
