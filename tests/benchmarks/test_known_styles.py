@@ -215,7 +215,9 @@ def test_the_whole_benchmark_on_a_tiny_teacher(
     found = {(r["row"], r["seed"], r["photo"]) for r in results["records"]}
     photos = ("chelsea", "coffee")
     seeds: dict[str, list[int | None]] = {"SMS": [0, 1], "SDS": [0, 1], "photo": [0], report.CEILING: [1]}
-    seeds |= {name: [None] for name in (report.NOTHING, report.TONE_CURVE, report.IMG2IMG, report.ONE_STEP, report.TRUTH)}
+    seeds |= {
+        name: [None] for name in (report.NOTHING, report.TONE_CURVE, report.IMG2IMG, report.ONE_STEP, report.TRUTH)
+    }
     assert found == {(row, seed, photo) for row, some in seeds.items() for seed in some for photo in photos}
     assert all((out / r["picture"]).is_file() for r in results["records"])
     value = {(r["row"], r["seed"]): r["figures"] for r in results["records"] if r["photo"] == "coffee"}
