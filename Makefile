@@ -30,13 +30,13 @@ help: ## list the targets
 demo: $(READY) ## train, export, stylize two photos, print figures, write report.html (STYLE= SEED= SPEED= RUN=)
 	$(BIN)/python train.py data=bundled run_dir=$(RUN) speed=$(SPEED) $(if $(STYLE),style=$(STYLE)) $(if $(SEED),seed=$(SEED))
 	$(BIN)/python export.py ckpt=$(RUN)/checkpoints/last.ckpt out=$(RUN)/export
-	$(BIN)/python -m smsff.demo --run $(RUN) --model $(RUN)/export
+	$(BIN)/python -m smsff.embedded.demo --run $(RUN) --model $(RUN)/export
 	$(BIN)/python -m smsff.cli report $(RUN) --out $(RUN)/report.html
 
 style-lora: $(READY) ## train a style LoRA on a known style and look whether it can be distilled (STYLE= RUN= ARGS=)
-	$(BIN)/python -m smsff.style_lora.gate pictures --style $(or $(STYLE),watercolour) --out $(RUN)/pictures
+	$(BIN)/python -m smsff.embedded.style_lora_gate pictures --style $(or $(STYLE),watercolour) --out $(RUN)/pictures
 	$(BIN)/python train.py experiment=style_lora name=$(or $(STYLE),watercolour) data.root=$(RUN)/pictures run_dir=$(RUN)/run $(ARGS)
-	$(BIN)/python -m smsff.style_lora.gate measure --run $(RUN)/run
+	$(BIN)/python -m smsff.embedded.style_lora_gate measure --run $(RUN)/run
 
 test: $(READY) ## the test suite without the slow tests (ARGS= for pytest)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(ARGS)
@@ -56,7 +56,7 @@ lint: $(READY) ## ruff and mypy
 	$(BIN)/mypy
 
 teacher: $(READY) ## make an embedded teacher and its style LoRAs (for a GPU; ARGS=--help)
-	$(BIN)/python -m smsff.teacher.recipe $(ARGS)
+	$(BIN)/python -m smsff.embedded.recipe $(ARGS)
 
 bench: $(READY) ## speed and memory beside the authors' code and other networks, in 15 minutes (ARGS=--quick)
 	$(BIN)/python benchmarks/run_all.py --out outputs/bench $(ARGS)

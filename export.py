@@ -14,11 +14,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
-import smsff.hydra_guard  # guards this process
-import smsff.launch
-import smsff.overrides
+import smsff.config.hydra_guard  # guards this process
+import smsff.config.overrides
 import smsff.pipes
-from smsff.config import resolve
+import smsff.training.launch
+from smsff.config.check import resolve
 from smsff.errors import UserError
 
 CONFIGS = Path(__file__).resolve().parent / "conf"
@@ -48,12 +48,12 @@ def command_line() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here instead of being printed by Hydra
     smsff.pipes.tolerate_closed()
     try:
-        sys.argv[1:] = smsff.overrides.prepared(sys.argv[1:])
+        sys.argv[1:] = smsff.config.overrides.prepared(sys.argv[1:])
         main()
     except UserError as error:
         message = str(error)
     except HydraException as error:
-        message = smsff.launch.explain(error, config_dir=CONFIGS, config_name="export")
+        message = smsff.training.launch.explain(error, config_dir=CONFIGS, config_name="export")
     except KeyboardInterrupt:
         sys.exit(130)
     else:

@@ -21,15 +21,15 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 import smsff.build
-import smsff.config
-import smsff.faults
-import smsff.hydra_guard
-import smsff.launch
-import smsff.overrides
+import smsff.config.check
+import smsff.config.hydra_guard
+import smsff.config.overrides
 import smsff.pipes
-import smsff.processes
-import smsff.resume
-import smsff.run_folder
+import smsff.training.faults
+import smsff.training.launch
+import smsff.training.processes
+import smsff.training.resume
+import smsff.training.run_folder
 from smsff.errors import RunError, UserError
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> None:
-    smsff.hydra_guard.install()  # named here: the process of a launcher imports, and so guards, before it composes
+    smsff.config.hydra_guard.install()  # named here: a launcher's process imports, and so guards, before it composes
     os.chdir(HydraConfig.get().runtime.cwd)  # paths are meant from there, also with hydra.job.chdir=True
     cfg.run_dir = HydraConfig.get().runtime.output_dir  # in a sweep: the folder of this job
     grace = 3.0  # others wait in vain for a process that has failed
@@ -56,21 +56,21 @@ def main(cfg: DictConfig) -> None:
         fault = end_by_fault(error, cfg)
         end(fault, status=fault.status)
     finally:
-        smsff.launch.end_of_job(grace=grace)
+        smsff.training.launch.end_of_job(grace=grace)
 
 
 def train(cfg: DictConfig) -> None:
     """Check everything that needs no weights, then the data, then load the teacher, then train."""
     quiet()
-    plain = smsff.config.resolve(cfg)
-    smsff.config.check_config(plain)
+    plain = smsff.config.check.resolve(cfg)
+    smsff.config.check.check_config(plain)
     if plain["task"] == "style_matching":
-        smsff.config.check_style_files(plain)
+        smsff.config.check.check_style_files(plain)
     run_dir, cfg.ckpt_path = Path(plain["run_dir"]), plain["ckpt_path"]
-    checkpoint = smsff.run_folder.checkpoint_for(plain["ckpt_path"], run_dir)
-    with smsff.run_folder.claimed(cfg, run_dir):
+    checkpoint = smsff.training.run_folder.checkpoint_for(plain["ckpt_path"], run_dir)
+    with smsff.training.run_folder.claimed(cfg, run_dir):
         if checkpoint is not None:
-            smsff.resume.check(checkpoint, plain)
+            smsff.training.resume.check(checkpoint, plain)
         run(plain, checkpoint)
 
 
@@ -78,22 +78,22 @@ def run(plain: dict[str, Any], checkpoint: Path | None) -> None:
     """Build what the configuration names, and train it."""
     import lightning.pytorch as pl
 
-    from smsff.opening import opening
+    from smsff.training.opening import opening
 
     trainer = build_trainer(plain)  # first: what it refuses should not wait for weights
     pl.seed_everything(plain["seed"], verbose=False)
     module, data = smsff.build.build_task(plain)
-    smsff.launch.limit_waiting(trainer, seconds=plain["process_timeout"])
-    if smsff.launch.is_main_process():
+    smsff.training.launch.limit_waiting(trainer, seconds=plain["process_timeout"])
+    if smsff.training.launch.is_main_process():
         log.info("the run\n%s", opening(plain, trainer, module, data))
-    smsff.launch.use_child_command(SCRIPT, replace={"ckpt_path": str(checkpoint)} if checkpoint else None)
+    smsff.training.launch.use_child_command(SCRIPT, replace={"ckpt_path": str(checkpoint)} if checkpoint else None)
     fit(trainer, module, data, checkpoint)
 
 
 def build_trainer(plain: dict[str, Any]) -> pl.Trainer:
     """Trainer, callbacks and loggers."""
-    from smsff.callbacks.checkpoint_io import SafeCheckpointIO
-    from smsff.callbacks.loggers import tolerant
+    from smsff.training.callbacks.checkpoint_io import SafeCheckpointIO
+    from smsff.training.callbacks.loggers import tolerant
 
     trainer: pl.Trainer = smsff.build.build(
         {
@@ -125,9 +125,9 @@ def fit(trainer: pl.Trainer, module: pl.LightningModule, data: pl.LightningDataM
     Raises:
         SystemExit: 128 and the number of the signal that ended the run.
     """
-    from smsff.callbacks.image_grid import ImageGrid
-    from smsff.callbacks.last_checkpoint import LastCheckpoint
-    from smsff.callbacks.summary import RunSummary
+    from smsff.training.callbacks.image_grid import ImageGrid
+    from smsff.training.callbacks.last_checkpoint import LastCheckpoint
+    from smsff.training.callbacks.summary import RunSummary
 
     try:
         trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
@@ -157,23 +157,23 @@ def refuse(error: UserError) -> None:
     if getattr(error, "told", None) == os.getpid():
         return
     error.told = os.getpid()  # type: ignore[attr-defined]
-    if smsff.launch.is_main_process():
+    if smsff.training.launch.is_main_process():
         print(f"error: {error}", file=sys.stderr)
 
 
 def end_by_fault(error: Exception, cfg: DictConfig) -> RunError:
     """Say in one sentence which fault ended the job; what is no known fault goes on as it is."""
     plain = OmegaConf.to_container(cfg, resolve=True)
-    fault = smsff.faults.explain(error, plain, lost=smsff.processes.lost())  # type: ignore[arg-type]
+    fault = smsff.training.faults.explain(error, plain, lost=smsff.training.processes.lost())  # type: ignore[arg-type]
     if fault is None:
         raise error
-    main_process = smsff.launch.is_main_process()
+    main_process = smsff.training.launch.is_main_process()
     if main_process or fault.status == RunError.PROCESS:
         print(f"error: {fault}", file=sys.stderr, flush=True)
     if fault.status == RunError.PROCESS:
-        smsff.processes.end_workers()
+        smsff.training.processes.end_workers()
     if fault.status == RunError.PROCESS and not main_process:
-        smsff.processes.end_main()
+        smsff.training.processes.end_main()
     return fault
 
 
@@ -182,17 +182,19 @@ def command_line() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here instead of being printed by Hydra
     smsff.pipes.tolerate_closed()
     try:
-        sys.argv[1:] = smsff.overrides.prepared(sys.argv[1:])
+        sys.argv[1:] = smsff.config.overrides.prepared(sys.argv[1:])
         main()
     except HydraException as error:
         conf = SCRIPT.parent / "conf"
-        refuse(UserError(smsff.launch.explain(error, config_dir=conf, config_name="train", words=sys.argv[1:])))
+        refuse(
+            UserError(smsff.training.launch.explain(error, config_dir=conf, config_name="train", words=sys.argv[1:]))
+        )
     except UserError as error:  # of the words, of what Hydra composed from them, or of a job of a sweep
         refuse(error)
     except RunError as error:
         sys.exit(error.status)
     except OSError as error:  # Hydra could not make the folder of the run
-        refuse(smsff.run_folder.cannot_write(error, None))
+        refuse(smsff.training.run_folder.cannot_write(error, None))
     except KeyboardInterrupt:
         sys.exit(130)
     else:

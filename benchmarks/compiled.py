@@ -21,7 +21,7 @@ from pipelines import WIDTHS, build_reduced
 from timing import arguments, parser, ratio, summary, take_turns, write
 from train_step import FAST, LADDER, OurStep, composed
 
-import smsff.speed
+import smsff.training.speed
 from smsff.data.folder import BUNDLED
 
 SCORES = ("neither (3 + 1)", "neither, speed=fast (2 + 1)")
@@ -73,7 +73,7 @@ def main(words: Sequence[str] | None = None) -> dict[str, Any]:
     args = arguments(made, words)
     torch.compiler.config.force_disable_caches = True  # what an earlier run has compiled would shorten this one
     if args.quick:
-        smsff.speed.BACKEND = "eager"
+        smsff.training.speed.BACKEND = "eager"
     results = {}
     with tempfile.TemporaryDirectory() as folder:
         path, side = Path(folder) / "square.png", 64 if args.quick else 256

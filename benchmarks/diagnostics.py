@@ -24,17 +24,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from smsff.build import build_style_matching
-from smsff.callbacks.summary import write_json
-from smsff.checkpoints import read_checkpoint
-from smsff.config import check_config
+from smsff.config.check import check_config
 from smsff.data.crops import middle
 from smsff.data.folder import load_photos
-from smsff.demo import Run
+from smsff.embedded.demo import Run
 from smsff.errors import UserError
-from smsff.module import Draws, StyleMatching
-from smsff.objective.gradient import Noised
-from smsff.objective.relevance import SemanticRelevance, minmax
+from smsff.method.gradient import Noised
+from smsff.method.module import Draws, StyleMatching
+from smsff.method.relevance import SemanticRelevance, minmax
 from smsff.teacher.score import Score
+from smsff.training.callbacks.summary import write_json
+from smsff.training.checkpoints import read_checkpoint
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

@@ -38,13 +38,13 @@ from train_step import BARS, FAST, LADDER, OurStep, composed, count, reference
 from transformers import CLIPTextConfig, CLIPTextModel
 
 import smsff.build
-import smsff.speed
+import smsff.training.speed
 from smsff.atomic import write_aside
 from smsff.data.folder import BUNDLED
 from smsff.data.single import SingleImage
-from smsff.optimizer import update_average
-from smsff.teacher.families import clip_tokenizer, family_config
+from smsff.teacher.base.families import clip_tokenizer, family_config
 from smsff.teacher.trainable import checkpointing
+from smsff.training.optimizer import update_average
 from smsff.weights.forecast import forecast
 from smsff.weights.manifest import needs
 from smsff.weights.status import look
@@ -369,7 +369,7 @@ def forecasts(work: Path, args: argparse.Namespace, report: Report) -> None:
 def compiled(work: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Seconds of the fastest per-image step before and after torch.compile of the scores."""
     if args.quick:
-        smsff.speed.BACKEND = "eager"
+        smsff.training.speed.BACKEND = "eager"
     words = [*LADDER[FASTEST], *one_picture(work, 64 if args.quick else 512), "speed.compile=[scores]"]
     step = Step(composed(words), device=args.device)
     step.checkpoint(False)

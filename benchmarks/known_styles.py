@@ -29,10 +29,10 @@ import yaml
 from known_styles_figures import Measured, Measurer
 from known_styles_report import write_report
 
-from smsff.callbacks.summary import write_json
 from smsff.errors import UserError
 from smsff.metrics.known_style import composite
 from smsff.metrics.table import CEILING
+from smsff.training.callbacks.summary import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 PLAN = Path(__file__).with_suffix(".yaml")

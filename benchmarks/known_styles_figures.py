@@ -11,15 +11,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from smsff import demo
-from smsff.callbacks.summary import write_json
-from smsff.checkpoints import read_checkpoint
-from smsff.data.known_styles import operator_of
+from smsff.embedded import demo
+from smsff.embedded.known_styles import operator_of
 from smsff.metrics import known_style
 from smsff.metrics.table import CEILING, IMG2IMG, NOTHING, ONE_STEP, TONE_CURVE
 from smsff.stylize.export import export_checkpoint
 from smsff.stylize.stylizer import load_stylizer
 from smsff.teacher.latent import pad_to_multiple
+from smsff.training.callbacks.summary import write_json
+from smsff.training.checkpoints import read_checkpoint
 
 Figures = Mapping[str, float]
 TRUTH = "true style"

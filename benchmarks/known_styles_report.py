@@ -17,9 +17,9 @@ from known_styles_figures import TRUTH, mean_figures
 from matplotlib.axes import Axes
 from PIL import Image, ImageDraw, ImageFont
 
-from smsff.callbacks.summary import write_json
 from smsff.metrics.known_style import composite
 from smsff.metrics.table import CEILING, IMG2IMG, NOTHING, ONE_STEP, OURS, TONE_CURVE, bar_report, build_table
+from smsff.training.callbacks.summary import write_json
 
 CONTROLS = (NOTHING, TONE_CURVE, IMG2IMG, ONE_STEP, CEILING, TRUTH)
 COLUMNS = {  # figure -> heading, decimals
@@ -185,7 +185,7 @@ def find_pictures(
 
 
 def note_in_runs(records: Records, out: Path) -> None:
-    """Give the metrics.json of every network the table that `smsff.demo` writes, for `smsff report`.
+    """Give the metrics.json of every network the table that `smsff.embedded.demo` writes, for `smsff report`.
 
     A seed without a ceiling of its own gets that of the first seed that has one.
     """

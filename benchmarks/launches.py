@@ -24,9 +24,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from smsff.teacher.base.families import family_config
 from smsff.teacher.condition import Condition
 from smsff.teacher.fake_score import LoraFakeScore
-from smsff.teacher.families import family_config
 from smsff.teacher.stable_diffusion import STYLE, StableDiffusionTeacher
 from smsff.weights.memory import skeleton_condition, skeleton_teacher
 

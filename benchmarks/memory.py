@@ -12,8 +12,8 @@ from typing import Any
 from timing import arguments, parser, write
 
 from smsff.generator.unet import UNetGenerator
-from smsff.teacher.families import family_config
-from smsff.teacher.skeleton import networks
+from smsff.teacher.base.families import family_config
+from smsff.teacher.base.skeleton import networks
 from smsff.weights.memory import Adapter, MemoryEstimate, predict
 
 STYLE_LORA = 11_968_512

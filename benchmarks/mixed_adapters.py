@@ -15,8 +15,8 @@ from pipelines import build_reduced
 from timing import arguments, parser, ratio, summary, take_turns, write
 from torch import Tensor, nn
 
+from smsff.embedded.teacher import ASSETS
 from smsff.teacher.condition import Condition
-from smsff.teacher.embedded import ASSETS
 from smsff.teacher.fake_score import FAKE, LoraFakeScore
 from smsff.teacher.stable_diffusion import STYLE, StableDiffusionTeacher, load_stable_diffusion
 

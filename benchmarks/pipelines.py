@@ -12,9 +12,9 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from peft import LoraConfig
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from smsff.teacher.embedded import CONTEXT_LENGTH, build_tokenizer
-from smsff.teacher.families import family_config
-from smsff.teacher.lora_write import save_style_lora
+from smsff.embedded.teacher import CONTEXT_LENGTH, build_tokenizer
+from smsff.teacher.base.families import family_config
+from smsff.teacher.lora.write import save_style_lora
 
 WIDTHS = (64, 128, 256, 256)
 HEADS = 8

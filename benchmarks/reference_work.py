@@ -18,8 +18,8 @@ from diffusers import UNet2DConditionModel
 from peft import LoraConfig
 from torch import Tensor, nn
 
-from smsff.objective.spectrum import dct_2d, low_pass_mask
-from smsff.teacher.schedule import NoiseSchedule, cfg
+from smsff.method.schedule import NoiseSchedule, cfg
+from smsff.method.spectrum import dct_2d, low_pass_mask
 
 GUIDANCE, LAMBDA = 4.5, 5e-4
 

@@ -24,9 +24,9 @@ from timing import arguments, parser, ratio, summary, take_turns, write
 from torch import nn
 
 from smsff.build import build_style_matching
-from smsff.config import check_config, resolve
+from smsff.config.check import check_config, resolve
 from smsff.data.folder import BUNDLED
-from smsff.module import StyleMatching
+from smsff.method.module import StyleMatching
 
 MODELS = ("reduced", "wide-heads")
 ROOT = Path(__file__).resolve().parent.parent

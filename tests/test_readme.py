@@ -8,7 +8,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from smsff.config import check_config, resolve
+from smsff.config.check import check_config, resolve
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

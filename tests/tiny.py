@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from smsff.module import Prompts, StyleMatching
-from smsff.objective.gradient import Predict, Scores
-from smsff.objective.relevance import SemanticRelevance
-from smsff.objective.sms import StyleMatchingObjective
-from smsff.objective.spectrum import SpectrumRegularizer
-from smsff.objective.timesteps import Narrowing, Uniform
-from smsff.objective.warmup import ReconstructionWarmup
-from smsff.optimizer import GroupOptions
+from smsff.method.gradient import Predict, Scores
+from smsff.method.module import Prompts, StyleMatching
+from smsff.method.relevance import SemanticRelevance
+from smsff.method.sms import StyleMatchingObjective
+from smsff.method.spectrum import SpectrumRegularizer
+from smsff.method.timesteps import Narrowing, Uniform
+from smsff.method.warmup import ReconstructionWarmup
 from smsff.teacher.gaussian import GaussianFakeScore, GaussianTeacher
+from smsff.training.optimizer import GroupOptions
 
 
 class TinyGenerator(nn.Module):

@@ -25,8 +25,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from smsff.teacher.families import family_config
-from smsff.teacher.pipeline_config import Family
+from smsff.teacher.base.families import family_config
+from smsff.teacher.base.pipeline_config import Family
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 CONVOLUTIONS = ("conv1", "conv2", "proj_in", "proj_out", "downsamplers.0.conv")

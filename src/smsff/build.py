@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 import hydra
 
+from smsff.config.trust import asset
 from smsff.data.own import OWN
 from smsff.errors import UserError
-from smsff.launch import is_main_process
-from smsff.trust import asset
+from smsff.training.launch import is_main_process
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
 
     from smsff.data.datamodule import ImageDataModule
     from smsff.data.single import SingleImage
-    from smsff.module import StyleMatching
+    from smsff.method.module import StyleMatching
     from smsff.style_lora.module import StyleLora
 
 log = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ def build(node: Any) -> Any:
 
 
 def build_task(plain: dict[str, Any]) -> tuple[pl.LightningModule, pl.LightningDataModule]:
-    """What the configuration wants trained, and its data; `plain` as `smsff.config.resolve` returns it."""
+    """What the configuration wants trained, and its data; `plain` as `smsff.config.check.resolve` returns it."""
     return build_style_lora(plain) if plain["task"] == "style_lora" else build_style_matching(plain)
 
 
@@ -115,7 +115,7 @@ def warn_of_samples(plain: dict[str, Any], data: ImageDataModule | SingleImage) 
 def build_module(plain: dict[str, Any], parts: dict[str, Any], data: ImageDataModule | SingleImage) -> StyleMatching:
     """Teacher, generator and the training step around them."""
     from smsff.data.single import SingleImage
-    from smsff.module import StyleMatching
+    from smsff.method.module import StyleMatching
 
     teacher = build(plain["teacher"])
     generator = build(plain["generator"])

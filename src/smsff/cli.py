@@ -11,12 +11,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from smsff import __version__, evaluate
+from smsff import __version__
 from smsff.arguments import MAX_STRENGTH, count, positive, within
 from smsff.data import caption_model
 from smsff.errors import UserError
 from smsff.pipes import tolerate_closed
 from smsff.report import command as report_command
+from smsff.report import evaluate
 
 
 def parser() -> argparse.ArgumentParser:
@@ -126,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.overrides += rest
     try:
         if options := [text for text in rest if text.startswith("-")]:
-            from smsff.overrides import no_option
+            from smsff.config.overrides import no_option
 
             raise no_option(options[0])
         return int(arguments.run(arguments))

@@ -12,7 +12,7 @@ import pytest
 import torch
 from test_config import composed
 
-from smsff.config import check_config
+from smsff.config.check import check_config
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))

@@ -13,9 +13,9 @@ from PIL import Image
 from test_config import composed
 from test_train import tiny  # noqa: F401
 
-from smsff import demo
-from smsff.config import check_config
-from smsff.data.known_styles import STYLES, operator_of
+from smsff.config.check import check_config
+from smsff.embedded import demo
+from smsff.embedded.known_styles import STYLES, operator_of
 from smsff.errors import UserError
 from smsff.metrics.known_style import composite
 

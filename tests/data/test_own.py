@@ -16,9 +16,9 @@ from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
 from smsff.build import build, build_parts, warn_of_samples
-from smsff.config import check_config, resolve
+from smsff.config.check import check_config, resolve
 from smsff.errors import UserError
-from smsff.opening import opening
+from smsff.training.opening import opening
 
 ROOT = Path(__file__).parent.parent.parent
 LOG = "smsff.build"

@@ -31,8 +31,8 @@ class KillWhileSaving:
     share: float = 0.5
 
     def __call__(self) -> None:
-        import smsff.checkpoints as target
-        from smsff.callbacks.checkpoint_io import SafeCheckpointIO
+        import smsff.training.checkpoints as target
+        from smsff.training.callbacks.checkpoint_io import SafeCheckpointIO
 
         count = 0
         save = SafeCheckpointIO.save_checkpoint

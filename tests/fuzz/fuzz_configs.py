@@ -33,7 +33,7 @@ cases = st.one_of(
 
 @cache
 def train_script() -> Any:
-    from smsff.hydra_guard import install
+    from smsff.config.hydra_guard import install
 
     install()
     spec = importlib.util.spec_from_file_location("train_script", ROOT / "train.py")
@@ -68,7 +68,7 @@ def run(case: Any, folder: Path) -> None:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    from smsff.config import check_config, resolve
+    from smsff.config.check import check_config, resolve
     from smsff.errors import UserError
 
     kind, which, edits = case

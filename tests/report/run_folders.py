@@ -47,7 +47,7 @@ def training_run(
     config = (
         f"seed: {seed}\nsteps: {steps}\nrun_dir: {folder.name}\nstyle:\n  name: {style}\n  words: '{style} style'\n"
     )
-    (folder / "config.yaml").write_text(config + "objective:\n  _target_: smsff.objective.sms.Objective\n")
+    (folder / "config.yaml").write_text(config + "objective:\n  _target_: smsff.method.sms.Objective\n")
     means = {row: {name: figures(i + seed / 10) for name in (*photos, "mean")} for i, row in enumerate(ROWS)}
     known = {"style": style, "table": means, "bar": {"passed": True, "checks": []}}
     metrics = {"status": "finished", "images_seen": 800, "wall_seconds": 12.5, "known_style": known}

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torchvision.io import write_png
 
-from smsff.optimizer import GroupOptions
 from smsff.style_lora.adapter import LoraOptions
 from smsff.style_lora.data import StylePictures
 from smsff.style_lora.module import HeldOutLoss, Samples, StyleLora
 from smsff.style_lora.objective import PowerTimesteps, StyleLoss
 from smsff.style_lora.prompts import TriggerPrompts
 from smsff.teacher.stable_diffusion import StableDiffusionTeacher
+from smsff.training.optimizer import GroupOptions
 
 LAYERS = ["to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2", "proj_in", "proj_out"]
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from smsff.errors import UserError
+from smsff.method.schedule import NoiseSchedule, scaled_linear_betas
 from smsff.style_lora.objective import (
     PowerTimesteps,
     StyleLoss,
@@ -14,7 +15,6 @@ from smsff.style_lora.objective import (
     min_snr_weight,
     weighted_error,
 )
-from smsff.teacher.schedule import NoiseSchedule, scaled_linear_betas
 
 T = torch.tensor([0, 7, 250, 999])
 

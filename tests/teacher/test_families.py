@@ -11,9 +11,9 @@ import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
 from torch import Tensor
 
+from smsff.teacher.base.families import clip_tokenizer, family_config
 from smsff.teacher.condition import Condition
 from smsff.teacher.fake_score import LoraFakeScore
-from smsff.teacher.families import clip_tokenizer, family_config
 from smsff.teacher.score import guided
 from smsff.teacher.stable_diffusion import StableDiffusionTeacher, load_stable_diffusion
 

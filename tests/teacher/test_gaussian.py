@@ -6,10 +6,10 @@ from tiny import given_scores
 from torch import Tensor
 
 from smsff.errors import UserError
-from smsff.objective.gradient import Noised, latent_surrogate
-from smsff.objective.sms import StyleMatchingObjective
+from smsff.method.gradient import Noised, latent_surrogate
+from smsff.method.schedule import NoiseSchedule, scaled_linear_betas
+from smsff.method.sms import StyleMatchingObjective
 from smsff.teacher.gaussian import GaussianFakeScore, GaussianScore, GaussianTeacher, gaussian_eps
-from smsff.teacher.schedule import NoiseSchedule, scaled_linear_betas
 from smsff.teacher.score import Teacher, guided
 
 SHAPE = (3, 3, 5, 7)

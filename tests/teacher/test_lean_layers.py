@@ -12,7 +12,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners import lora
 from torch import Tensor, nn
 
-from smsff.teacher.lora_switch import AdapterSwitch, LeanConv2d, LeanLinear
+from smsff.teacher.lora.switch import AdapterSwitch, LeanConv2d, LeanLinear
 
 LAYERS: dict[str, Callable[[], nn.Module]] = {
     "linear": lambda: nn.Linear(24, 40),

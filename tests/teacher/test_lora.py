@@ -20,7 +20,7 @@ from tiny_pipelines import (
 from torch import Tensor, nn
 
 from smsff.errors import UserError
-from smsff.teacher.lora import AdapterSwitch, load_style_lora
+from smsff.teacher.lora.load import AdapterSwitch, load_style_lora
 
 SPEC = TinySpec()
 TARGETS = ("to_q", "to_v", "to_out.0", "conv1", "proj_in", "conv_shortcut", "time_emb_proj", "ff.net.0.proj")

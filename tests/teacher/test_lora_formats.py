@@ -26,8 +26,8 @@ from peft import LoHaConfig, LoKrConfig, LoraConfig, PeftConfig, get_peft_model
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from smsff.teacher.lora import LoraFile, load_style_lora, load_style_loras
-from smsff.teacher.lora_names import sgm_name
+from smsff.teacher.lora.load import LoraFile, load_style_lora, load_style_loras
+from smsff.teacher.lora.names import sgm_name
 
 
 def assert_weights(unet: nn.Module, layers: dict[str, dict[str, Tensor]], strength: float) -> None:

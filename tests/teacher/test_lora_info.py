@@ -11,8 +11,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from smsff.errors import UserError
-from smsff.teacher.families import family_config
-from smsff.teacher.lora import inspect_lora, refuse_other_base
+from smsff.teacher.base.families import family_config
+from smsff.teacher.lora.load import inspect_lora, refuse_other_base
 
 SD1, SD2, SDXL = "Stable Diffusion 1.x", "Stable Diffusion 2.x", "SDXL"
 DOWN, UP = "lora_down.weight", "lora_up.weight"
@@ -142,7 +142,7 @@ def test_only_the_header_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             assert name in ("keys", "metadata", "get_slice")
             return getattr(self.file, name)
 
-    monkeypatch.setattr("smsff.teacher.lora_format.safe_open", WithoutWeights)
+    monkeypatch.setattr("smsff.teacher.lora.formats.safe_open", WithoutWeights)
     assert inspect_lora(path).ranks == (4,)
 
 
@@ -161,6 +161,6 @@ def test_pickles_are_not_opened(tmp_path: Path, suffix: str, monkeypatch: pytest
     path = tmp_path / f"l{suffix}"
     path.write_bytes(b"x")
     monkeypatch.setattr("builtins.open", opened)
-    monkeypatch.setattr("smsff.teacher.lora_format.safe_open", opened)
+    monkeypatch.setattr("smsff.teacher.lora.formats.safe_open", opened)
     with pytest.raises(UserError, match=r"only \.safetensors files are read, for others can run code"):
         inspect_lora(path)

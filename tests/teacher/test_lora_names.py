@@ -8,9 +8,9 @@ from lora_files import sd_models, xl_models
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from smsff.teacher.families import family_config
-from smsff.teacher.lora_names import layer_table, sgm_name, weight_of, weighted_layers
-from smsff.teacher.pipeline_config import Family
+from smsff.teacher.base.families import family_config
+from smsff.teacher.base.pipeline_config import Family
+from smsff.teacher.lora.names import layer_table, sgm_name, weight_of, weighted_layers
 
 
 @pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])

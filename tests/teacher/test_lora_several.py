@@ -27,11 +27,11 @@ from tiny_pipelines import build_family
 from torch import nn
 
 from smsff.errors import UserError
+from smsff.teacher.base.pipeline_config import Family
 from smsff.teacher.fake_score import LoraFakeScore
-from smsff.teacher.lora import AdapterSwitch, LoraFile, load_style_lora, load_style_loras
-from smsff.teacher.lora_apply import add_adapter, side_by_side
-from smsff.teacher.lora_weights import LowRank
-from smsff.teacher.pipeline_config import Family
+from smsff.teacher.lora.apply import add_adapter, side_by_side
+from smsff.teacher.lora.load import AdapterSwitch, LoraFile, load_style_lora, load_style_loras
+from smsff.teacher.lora.weights import LowRank
 from smsff.teacher.stable_diffusion import load_stable_diffusion
 
 MIX = (("lora", 0.7), ("loha", 0.4), ("dora", -0.3), ("tucker", 0.5))

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from smsff.errors import UserError
-from smsff.teacher.lora import LoraReport, inspect_lora, load_style_lora
+from smsff.teacher.lora.load import LoraReport, inspect_lora, load_style_lora
 from smsff.teacher.stable_diffusion import load_stable_diffusion
 
 LAYER = "down_blocks.1.attentions.0.proj_in"

@@ -13,8 +13,8 @@ from safetensors import safe_open
 from torch import nn
 
 from smsff.errors import UserError
-from smsff.teacher.lora import LoraFile, load_style_loras
-from smsff.teacher.lora_write import save_style_lora
+from smsff.teacher.lora.load import LoraFile, load_style_loras
+from smsff.teacher.lora.write import save_style_lora
 
 
 def keys_and_header(path: Path) -> tuple[set[str], dict[str, str]]:
@@ -135,7 +135,7 @@ def test_dtype_and_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         def fail(*_: object, **__: object) -> None:
             raise OSError("disk full")
 
-        patch.setattr("smsff.teacher.lora_write.save_file", fail)
+        patch.setattr("smsff.teacher.lora.write.save_file", fail)
         with pytest.raises(OSError, match="disk full"):
             save_style_lora(path, unet=unet, format="kohya", **common)
     assert path.read_bytes() == before

@@ -5,7 +5,7 @@ import torch
 from diffusers import DDPMScheduler
 
 from smsff.errors import UserError
-from smsff.teacher.schedule import NoiseSchedule, cfg, scaled_linear_betas
+from smsff.method.schedule import NoiseSchedule, cfg, scaled_linear_betas
 
 SHAPE = (3, 4, 5, 7)
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from smsff.method.schedule import cfg
 from smsff.teacher.condition import Condition
-from smsff.teacher.schedule import cfg
 from smsff.teacher.score import guided
 
 

@@ -13,14 +13,14 @@ from single_files import original_names, write_single_file
 from torch import Tensor
 
 from smsff.errors import UserError
-from smsff.teacher import single_file
-from smsff.teacher.components import build_schedule, find_config, settle_prediction
+from smsff.method.schedule import PredictionType
+from smsff.teacher.base import single_file
+from smsff.teacher.base.components import build_schedule, find_config, settle_prediction
+from smsff.teacher.base.families import family_config
+from smsff.teacher.base.pipeline_config import Family
+from smsff.teacher.base.skeleton import skeleton_texts, skeleton_unet, skeleton_vae
+from smsff.teacher.base.source import Source
 from smsff.teacher.condition import Condition
-from smsff.teacher.families import family_config
-from smsff.teacher.pipeline_config import Family
-from smsff.teacher.schedule import PredictionType
-from smsff.teacher.skeleton import skeleton_texts, skeleton_unet, skeleton_vae
-from smsff.teacher.source import Source
 from smsff.teacher.stable_diffusion import StableDiffusionTeacher, load_stable_diffusion
 
 FAMILIES = ["sd1", "sd2", "sdxl"]

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from smsff.cli import main
-from smsff.teacher.lora_info import inspect_lora
+from smsff.teacher.lora.inspect import inspect_lora
 from smsff.weights import machine as machine_module
 from smsff.weights.doctor import lines
 from smsff.weights.machine import describe_machine, hardware_problems, room, versions

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from smsff.generator.unet import UNetGenerator
-from smsff.teacher.components import find_config
+from smsff.teacher.base.components import find_config
+from smsff.teacher.base.families import family_config
+from smsff.teacher.base.source import Source
 from smsff.teacher.fake_score import LoraFakeScore
-from smsff.teacher.families import family_config
-from smsff.teacher.source import Source
 from smsff.teacher.stable_diffusion import load_stable_diffusion
 from smsff.weights.memory import Adapter, Live, MemoryEstimate, Numerics, predict
 

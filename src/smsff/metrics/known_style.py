@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from smsff.objective.spectrum import dct_2d
+from smsff.method.spectrum import dct_2d
 
 BORDER = 8
 PATCH, STRIDE, LEVELS, PROJECTIONS, SEED = 7, 2, 3, 128, 0

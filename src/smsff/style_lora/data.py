@@ -13,7 +13,6 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from smsff.data.content import degrade
 from smsff.data.datamodule import (
     BatchDraws,
     Draw,
@@ -28,6 +27,7 @@ from smsff.data.images import printable
 from smsff.errors import UserError
 from smsff.randomness import keyed_generator, keyed_rand, keyed_seed
 from smsff.style_lora.buckets import Buckets, bucket_shapes, other_picture, window
+from smsff.style_lora.degrade import degrade
 
 log = logging.getLogger(__name__)
 

@@ -18,9 +18,7 @@ from torch import Tensor
 
 from smsff import __version__
 from smsff.errors import UserError
-from smsff.module import Draws
-from smsff.numerics import StepGuard, spread
-from smsff.optimizer import GroupOptions, build_optimizer, build_schedule, clip_groups
+from smsff.method.module import Draws
 from smsff.randomness import keyed_randn
 from smsff.style_lora.adapter import LoraOptions, TrainableStyle
 from smsff.style_lora.objective import PowerTimesteps, StyleLoss, band_edges, denoising_target, weighted_error
@@ -28,6 +26,8 @@ from smsff.style_lora.prompts import TriggerPrompts
 from smsff.teacher.condition import Condition
 from smsff.teacher.sampling import img2img
 from smsff.teacher.stable_diffusion import StableDiffusionTeacher
+from smsff.training.nonfinite import StepGuard, spread
+from smsff.training.optimizer import GroupOptions, build_optimizer, build_schedule, clip_groups
 
 MAX_PROMPTS = 3000
 """Most prompts that are embedded before the training, so that the text encoders can go."""

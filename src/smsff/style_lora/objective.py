@@ -4,8 +4,8 @@ With z_t = sqrt(ab_t) z' + sqrt(1 - ab_t) noise the network is asked for what se
 
     eps* = (z_t - sqrt(ab_t) z) / sqrt(1 - ab_t)        v* = (sqrt(ab_t) z_t - z) / sqrt(1 - ab_t)
 
-In an ordinary sample z' is z itself, and eps* is the noise. In a degraded one z' is z made to look like a photo
-(`smsff.data.content.degrade`): the network learns to turn what is not in the style into what is, without a single pair.
+In an ordinary sample z' is z itself, and eps* is the noise. In a degraded one z' is z made to look like a photo: the
+network learns to turn what is not in the style into what is, without a single pair.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from smsff.errors import UserError
-from smsff.teacher.schedule import NoiseSchedule
+from smsff.method.schedule import NoiseSchedule
 
 
 def min_snr_weight(alpha_bar: Tensor, prediction_type: str, gamma: float | None) -> Tensor:

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from smsff.errors import UserError
 from smsff.style_lora.module import StyleLora
-from smsff.teacher.lora_write import save_style_lora
+from smsff.teacher.lora.write import save_style_lora
 from smsff.teacher.stable_diffusion import STYLE
 
 Dtype = Literal["float32", "float16", "bfloat16"]

@@ -13,7 +13,6 @@ from safetensors.torch import save_file
 
 from smsff import __version__
 from smsff.atomic import write_atomically
-from smsff.checkpoints import read_checkpoint
 from smsff.data.images import printable
 from smsff.errors import UserError
 from smsff.stylize.model_files import CONFIG, WEIGHTS, Network, build_generator, load_weights
@@ -21,6 +20,7 @@ from smsff.stylize.onnx_model import export_onnx
 from smsff.stylize.onnx_network import ONNX
 from smsff.stylize.onnx_precision import Precision
 from smsff.stylize.stylizer import load_stylizer, to_unit_range
+from smsff.training.checkpoints import read_checkpoint
 
 FORMATS = ("safetensors", "onnx")
 

@@ -15,8 +15,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from smsff.bounds import check_bounds
-from smsff.config import check_arguments
+from smsff.config.bounds import check_bounds
+from smsff.config.check import check_arguments
 from smsff.data.images import printable
 from smsff.errors import UserError, shown
 from smsff.generator import ResNetGenerator, UNetGenerator

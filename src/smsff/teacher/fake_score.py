@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from smsff.objective.denoising import DenoisingWeight, check_denoising_weight, denoising_loss, denoising_weight
+from smsff.method.denoising import DenoisingWeight, check_denoising_weight, denoising_loss, denoising_weight
 from smsff.teacher.condition import Condition
 from smsff.teacher.stable_diffusion import StableDiffusionTeacher
 from smsff.teacher.trainable import add_lora, checkpointing

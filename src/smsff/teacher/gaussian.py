@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from smsff.errors import UserError
-from smsff.objective.denoising import DenoisingWeight, check_denoising_weight, denoising_loss, denoising_weight
+from smsff.method.denoising import DenoisingWeight, check_denoising_weight, denoising_loss, denoising_weight
+from smsff.method.schedule import NoiseSchedule, scaled_linear_betas
 from smsff.teacher.condition import Condition
-from smsff.teacher.schedule import NoiseSchedule, scaled_linear_betas
 
 
 def gaussian_eps(z_t: Tensor, alpha_bar: Tensor, mean: float | Tensor, std: float | Tensor) -> Tensor:

@@ -8,10 +8,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from smsff.method.schedule import NoiseSchedule
 from smsff.randomness import keyed_randn
 from smsff.teacher.condition import Condition
 from smsff.teacher.latent import pad_to_multiple
-from smsff.teacher.schedule import NoiseSchedule
 from smsff.teacher.score import LatentCoder
 
 LATENT_MULTIPLE = 8

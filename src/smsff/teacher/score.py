@@ -8,8 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from smsff.method.schedule import NoiseSchedule, cfg
 from smsff.teacher.condition import Condition
-from smsff.teacher.schedule import NoiseSchedule, cfg
 
 
 class Score(Protocol):

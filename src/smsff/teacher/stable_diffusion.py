@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from smsff.errors import UserError
-from smsff.speed import to_device, without_autocast
-from smsff.teacher.components import (
+from smsff.method.schedule import NoiseSchedule, PredictionType
+from smsff.teacher.base.components import (
     build_schedule,
     find_config,
     load_text,
@@ -22,9 +22,12 @@ from smsff.teacher.components import (
     load_vae,
     settle_prediction,
 )
+from smsff.teacher.base.pipeline_config import FAMILY_NAMES, PipelineConfig
+from smsff.teacher.base.skeleton import networks, spelled
+from smsff.teacher.base.source import Source
 from smsff.teacher.condition import Condition
 from smsff.teacher.latent import AutoencoderLatent
-from smsff.teacher.lora import (
+from smsff.teacher.lora.load import (
     AdapterSwitch,
     LoraFile,
     LoraReport,
@@ -34,11 +37,8 @@ from smsff.teacher.lora import (
     refuse_other_base,
     refuse_text_alone,
 )
-from smsff.teacher.pipeline_config import FAMILY_NAMES, PipelineConfig
 from smsff.teacher.prompts import PromptEncoder
-from smsff.teacher.schedule import NoiseSchedule, PredictionType
-from smsff.teacher.skeleton import networks, spelled
-from smsff.teacher.source import Source
+from smsff.training.speed import to_device, without_autocast
 
 Precision = Literal["float32", "bfloat16", "float16"]
 

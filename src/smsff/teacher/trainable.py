@@ -13,8 +13,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from smsff.errors import UserError
-from smsff.teacher.lora import AdapterSwitch
-from smsff.teacher.lora_names import weighted_layers
+from smsff.teacher.lora.load import AdapterSwitch
+from smsff.teacher.lora.names import weighted_layers
 
 
 def add_lora(

@@ -12,14 +12,14 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-import smsff.config  # registers ${asset:...}
+import smsff.config.check  # registers ${asset:...}
+from smsff.config.overrides import prepared
+from smsff.config.paths import absolute
+from smsff.config.trust import limit_resolvers
 from smsff.errors import UserError
-from smsff.launch import explain
-from smsff.overrides import prepared
-from smsff.paths import absolute
-from smsff.trust import limit_resolvers
+from smsff.training.launch import explain
 
-CHECKOUT = Path(smsff.config.__file__).parents[2] / "conf"
+CHECKOUT = Path(smsff.config.check.__file__).parents[3] / "conf"
 
 
 def find_conf(folder: str | None) -> Path:

@@ -10,8 +10,8 @@ from typing import Any
 
 from rich.console import Console
 
+from smsff.config.paths import FILES
 from smsff.errors import UserError
-from smsff.paths import FILES
 from smsff.weights.compose import composed, find_conf
 from smsff.weights.fetch import by_hand, has_source, terms
 from smsff.weights.files import spell_size
@@ -117,7 +117,7 @@ def _problem(status: Status, overrides: Sequence[str]) -> str:
 
 def _loras(found: Sequence[Status]) -> tuple[list[dict[str, Any]], list[str]]:
     """What the headers of the LoRA files say, and what is wrong with them or does not fit the base."""
-    from smsff.teacher.lora_info import inspect_lora, refuse_other_base, refuse_text_alone
+    from smsff.teacher.lora.inspect import inspect_lora, refuse_other_base, refuse_text_alone
 
     bases = {status.need.key: status for status in found}
     base = bases.get("teacher.style_base") or bases.get("teacher.base")

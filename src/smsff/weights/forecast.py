@@ -10,8 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from smsff.config.trust import find_target
 from smsff.errors import UserError
-from smsff.trust import find_target
 from smsff.weights.files import spell_size
 from smsff.weights.status import Status
 
@@ -119,9 +119,9 @@ def _other_base(teacher: Mapping[str, Any]) -> bool:
 
 def _shape(plain: Mapping[str, Any], key: str, otherwise: Any, assumed: list[str]) -> Any:
     """The configurations of a model's parts: its own if it is there, else the published ones or those of the base."""
-    from smsff.teacher.components import find_config
-    from smsff.teacher.families import family_config
-    from smsff.teacher.source import Source
+    from smsff.teacher.base.components import find_config
+    from smsff.teacher.base.families import family_config
+    from smsff.teacher.base.source import Source
 
     teacher = plain["teacher"]
     name, revision = str(teacher[key]), teacher.get("revision") if key == "base" else None
@@ -211,8 +211,8 @@ def _encodes(plain: Mapping[str, Any]) -> bool:
 
 def _lora_elements(found: Sequence[Status]) -> int:
     """Parameters of the style LoRAs that are there; layers kept at full size count as such."""
-    from smsff.teacher.lora_format import read_header
-    from smsff.teacher.lora_info import describe
+    from smsff.teacher.lora.formats import read_header
+    from smsff.teacher.lora.inspect import describe
 
     total = 0
     for status in found:

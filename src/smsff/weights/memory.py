@@ -23,13 +23,13 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from smsff.teacher.components import build_schedule
+from smsff.teacher.base.components import build_schedule
+from smsff.teacher.base.pipeline_config import PipelineConfig
+from smsff.teacher.base.skeleton import Network, networks, skeleton_unet, skeleton_vae
 from smsff.teacher.condition import Condition
 from smsff.teacher.fake_score import LoraFakeScore
 from smsff.teacher.latent import AutoencoderLatent
-from smsff.teacher.pipeline_config import PipelineConfig
 from smsff.teacher.prompts import PromptEncoder
-from smsff.teacher.skeleton import Network, networks, skeleton_unet, skeleton_vae
 from smsff.teacher.stable_diffusion import StableDiffusionTeacher
 
 

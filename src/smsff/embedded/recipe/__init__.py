@@ -1,0 +1,1 @@
+"""How an embedded teacher is made: ``python -m smsff.embedded.recipe`` (``make teacher``), see ``__main__``."""

@@ -1,0 +1,1 @@
+"""The base model: families of pipelines, folders, hub ids and single files."""

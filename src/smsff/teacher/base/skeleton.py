@@ -1,0 +1,71 @@
+"""The networks of a pipeline without memory (on the meta device): what they consist of, before any file is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from smsff.teacher.base.pipeline_config import PipelineConfig
+
+
+@dataclass(frozen=True)
+class Network:
+    """Size of one network: parameters, and the bytes that they take in its dtype."""
+
+    name: str
+    parameters: int
+    dtype: str
+    bytes: int
+
+
+def networks(config: PipelineConfig, *, dtype: str, prefix: str = "", vae: bool = True) -> list[Network]:
+    """What loading this pipeline brings into memory: the U-Net in `dtype`, the rest in float32.
+
+    Args:
+        prefix: of the names.
+        vae: whether the auto-encoder is loaded too (that of a style's own base is not).
+    """
+    found = [_size(f"{prefix}U-Net", skeleton_unet(config), dtype)]
+    if vae:
+        found.append(_size(f"{prefix}auto-encoder", skeleton_vae(config), "float32"))
+    texts = skeleton_texts(config)
+    names = ["text encoder"] if len(texts) == 1 else [f"text encoder {i + 1}" for i in range(len(texts))]
+    return found + [_size(prefix + name, text, "float32") for name, text in zip(names, texts, strict=True)]
+
+
+def spelled(found: Iterable[Network]) -> str:
+    """In words, ``U-Net 860 M parameters, 1.7 GB (bfloat16); ...``."""
+    return "; ".join(
+        f"{n.name} {n.parameters / 1e6:.0f} M parameters, {n.bytes / 1e9:.2f} GB ({n.dtype})" for n in found
+    )
+
+
+def skeleton_unet(config: PipelineConfig) -> UNet2DConditionModel:
+    """The U-Net, on the meta device."""
+    with torch.device("meta"):
+        return UNet2DConditionModel.from_config(dict(config.unet))
+
+
+def skeleton_vae(config: PipelineConfig) -> AutoencoderKL | AutoencoderTiny:
+    """The auto-encoder, on the meta device."""
+    kind = AutoencoderTiny if config.vae.get("_class_name") == "AutoencoderTiny" else AutoencoderKL
+    with torch.device("meta"):
+        return kind.from_config(dict(config.vae))
+
+
+def skeleton_texts(config: PipelineConfig) -> list[Any]:
+    """The text encoders, on the meta device."""
+    kinds = (CLIPTextModel, CLIPTextModelWithProjection)
+    with torch.device("meta"):
+        return [kinds[i](CLIPTextConfig.from_dict(dict(text))) for i, text in enumerate(config.text_encoders)]
+
+
+def _size(name: str, model: nn.Module, dtype: str) -> Network:
+    parameters = sum(p.numel() for p in model.parameters())
+    return Network(name, parameters, dtype, parameters * getattr(torch, dtype).itemsize)

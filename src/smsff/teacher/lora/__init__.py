@@ -1,0 +1,1 @@
+"""Style LoRAs: file formats, names of layers, loading, switching, writing."""

@@ -1,0 +1,1 @@
+"""What surrounds the method in a run: optimiser, checkpoints, resume, processes, callbacks."""

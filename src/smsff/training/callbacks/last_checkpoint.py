@@ -1,0 +1,146 @@
+"""Every run ends with a checkpoint of its last step: a finished one, and one that a signal ends."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.utilities import rank_zero_warn
+
+from smsff.errors import RunError
+from smsff.training import slurm
+from smsff.training.callbacks.checkpoint_io import SafeCheckpointIO
+from smsff.training.checkpoints import read_manifest
+
+ATTEMPTS = 3
+PAUSE = 2.0
+"""Tries to write the last checkpoint of a run, and the seconds between them."""
+
+
+class LastCheckpoint(pl.Callback):
+    """Saves at the last step, and makes the step at which a signal arrives the last one.
+
+    Interrupting in the middle of an optimizer step would leave half-updated weights; so the step is finished first,
+    with all its micro-batches. A second signal stops at once; the last regular checkpoint then stands.
+
+    SIGINT, SIGTERM and SIGUSR1 are taken. In a Slurm job the one that the SLURMEnvironment plug-in names (SIGUSR1,
+    asked for with ``sbatch --signal=SIGUSR1@90``) also has the job started again. Lightning's own handler would save in
+    the middle of the step, on the process where the signal came first, while the others go on.
+
+    Args:
+        path: The checkpoint to write.
+
+    Attributes:
+        received: The signal that ended the run, if any.
+    """
+
+    def __init__(self, *, path: str | Path) -> None:
+        self.path = Path(path)
+        self.received: signal.Signals | None = None
+        self.requeue_signal: signal.Signals | None = None
+        self._saved_step = self._last_step = -1
+        self._ended = False
+        self._before: dict[signal.Signals, Any] = {}
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        environment = trainer._accelerator_connector.cluster_environment
+        if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
+            self.requeue_signal = environment.requeue_signal
+        signals = {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGTERM)}
+        if self.requeue_signal is not None:
+            signals.add(self.requeue_signal)
+        if threading.current_thread() is threading.main_thread():
+            # Now for the loader workers, which inherit it: a Ctrl-C reaches them too, and must not end them.
+            self._before = {number: signal.signal(number, self._note) for number in signals}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Again: Lightning has put its own handlers in between.
+        for number in self._before:
+            signal.signal(number, self._note)
+        self._last_step = trainer.global_step
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self._ended:  # put back by Lightning after a failed run
+            signal.signal(number, self._before[signal.Signals(number)])
+            signal.raise_signal(number)
+            return
+        if self.received is not None:
+            raise KeyboardInterrupt
+        self.received = signal.Signals(number)
+        rank_zero_warn(f"{self.received.name}: finishing this step and saving a checkpoint; once more stops at once")
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step == self._last_step:  # a part of an accumulated step
+            return
+        self._last_step = trainer.global_step
+        # All processes must stop at the same step, whichever of them has got the signal first.
+        if trainer.strategy.reduce_boolean_decision(self.received is not None, all=False):
+            trainer.should_stop = True
+            number = torch.tensor(int(self.received or 0), device=trainer.strategy.root_device)
+            self.received = signal.Signals(int(trainer.strategy.reduce(number, reduce_op="max")))
+        if trainer.should_stop or trainer.global_step >= trainer.max_steps:
+            self.save(trainer)
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Log the row of the step before its checkpoint is written: a run killed in between would go on without it.
+
+        Lightning logs it once more after the callbacks; `smsff.training.callbacks.loggers.tolerant` leaves that out.
+        """
+        connector = trainer._logger_connector
+        if trainer.training and isinstance(connector._first_loop_iter, bool):  # within the loop over batches
+            connector.update_train_step_metrics()
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.global_step != self._saved_step:  # ended by something else, such as max_time
+            self.save(trainer)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._ended = True
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._ended = True
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        asked, self.requeue_signal = self.requeue_signal, None
+        if stage == "fit" and asked is not None and self.received == asked and self._saved_step == trainer.global_step:
+            self._requeue(trainer)
+
+    def save(self, trainer: pl.Trainer) -> None:
+        """Write the checkpoint; at the end of a run there is no next time, so try again for some seconds.
+
+        Raises:
+            RunError: it cannot be written; on every process.
+        """
+        for attempt in range(ATTEMPTS):
+            if attempt:
+                time.sleep(PAUSE)
+            trainer.save_checkpoint(self.path, weights_only=False)
+            written = trainer.strategy.checkpoint_io
+            failure = written.failure if isinstance(written, SafeCheckpointIO) else None
+            reason = trainer.strategy.broadcast(str(failure.strerror or failure) if failure else None)
+            if reason is None:
+                self._saved_step = trainer.global_step
+                return
+        former = read_manifest(self.path)
+        stands = f"the checkpoint of step {former.step} stands" if former else "there is no earlier one"
+        raise RunError(
+            f"the last checkpoint, {self.path} at step {trainer.global_step}, could not be written: {reason}; "
+            f"{stands}; make room and go on with ckpt_path=last",
+            status=RunError.STORAGE,
+        )
+
+    def _requeue(self, trainer: pl.Trainer) -> None:
+        if trainer.is_global_zero:
+            failure = slurm.requeue()
+            rank_zero_warn(f"not requeued: {failure}" if failure else f"job {slurm.job_id()} requeued")

@@ -1,0 +1,146 @@
+"""Hydra: what a wrong command line means, and how Lightning starts its child processes.
+
+With ``trainer.devices=N`` Lightning starts the script again for every further process. Stock Lightning repeats the
+whole command line, so the children of a sweep (``-m``) run the sweep again, in folders of their own. Here a child gets
+the task overrides of its one job and the folder of its parent, and a finished job leaves nothing in the environment
+that would make the next one believe that it was a child.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import MissingConfigException
+from omegaconf import OmegaConf
+
+from smsff.config.overrides import quoted
+from smsff.config.trust import nearest
+from smsff.training import processes, slurm
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+
+RANK_VARIABLES = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")
+STARTED_BY_OTHERS = "LOCAL_RANK" in os.environ
+"""Whether this process was started as one of several: by Lightning as a child, by torchrun or by a cluster."""
+
+
+def is_main_process() -> bool:
+    """Whether this is the first of all processes of the run, whoever started them."""
+    if slurm.in_job() and "LOCAL_RANK" not in os.environ:
+        return os.environ.get("SLURM_PROCID", "0") == "0"
+    return os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("NODE_RANK", "0") == "0"
+
+
+def child_command(script: Path, local_rank: int, *, replace: Mapping[str, str] | None = None) -> list[str]:
+    """The command of one further process of the Hydra job that is running.
+
+    Args:
+        script: The script to run again.
+        local_rank: Rank on this machine, from 1.
+        replace: Overrides that the child gets instead of what stood on the command line.
+    """
+    config, replaced = HydraConfig.get(), replace or {}
+    kept = [text for text in config.overrides.task if text.partition("=")[0].lstrip("+~") not in replaced]
+    added = [f"{key}={quoted(value)}" for key, value in replaced.items()]
+    sources = [s.path for s in config.runtime.config_sources if s.provider == "command-line"]
+    flags = [part for path in sources for part in ("--config-dir", path)]
+    hydra = [
+        f"hydra.run.dir={quoted(config.runtime.output_dir)}",
+        "hydra.mode=RUN",
+        "hydra.output_subdir=null",
+        f"hydra.job.name={config.job.name}_rank{local_rank}",
+    ]
+    name = ["--config-name", str(config.job.config_name)]
+    return [sys.executable, str(script), *name, *flags, *kept, *added, *hydra]
+
+
+def use_child_command(script: Path, *, replace: Mapping[str, str] | None = None) -> None:
+    """Make Lightning start further processes with `child_command`, and watch them with `processes`."""
+    from lightning.pytorch.strategies.launchers import subprocess_script
+
+    processes.watch_main()
+    if is_main_process():
+        os.environ[processes.MAIN_PROCESS] = str(os.getpid())
+
+    def command(local_rank: int) -> tuple[list[str], str]:
+        return child_command(script, local_rank, replace=replace), os.getcwd()
+
+    subprocess_script._hydra_subprocess_cmd = command
+    subprocess_script._launch_process_observer = processes.watch_children
+
+
+def limit_waiting(trainer: pl.Trainer, *, seconds: float) -> None:
+    """Let a process that waits for another give up after so many seconds (Lightning and torch wait for 30 minutes)."""
+    from lightning.pytorch.strategies import DDPStrategy
+
+    if isinstance(trainer.strategy, DDPStrategy):
+        trainer.strategy._timeout = timedelta(seconds=seconds)
+
+
+def end_of_job(*, grace: float = 60.0) -> None:
+    """Leave the process group and forget the ranks, so that the next job of a sweep starts its own children.
+
+    Args:
+        grace: Seconds that the children have to end.
+    """
+    import torch.distributed
+
+    processes.end_children(grace=grace)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    if not STARTED_BY_OTHERS:
+        for name in RANK_VARIABLES:
+            os.environ.pop(name, None)
+
+
+def flat_keys(node: Any, prefix: str = "") -> Iterator[str]:
+    """Every key of a tree of plain containers in dotted form, inner nodes included."""
+    if isinstance(node, dict):
+        for name, value in node.items():
+            key = f"{prefix}.{name}" if prefix else str(name)
+            yield key
+            yield from flat_keys(value, key)
+
+
+def explain(error: Exception, *, config_dir: Path, config_name: str, words: Sequence[str] = ()) -> str:
+    """A message for a command line that Hydra could not turn into a configuration, with the nearest valid name.
+
+    Args:
+        error: What Hydra raised.
+        config_dir, config_name: Of the configuration.
+        words: The command line: which task it chooses decides which keys there are.
+    """
+    text = str(error)
+    if isinstance(error, MissingConfigException) and error.options is not None:
+        group, _, choice = str(error.missing_cfg_file).rpartition("/")
+        choices = ", ".join(error.options)
+        return f"{group}={choice}: there is no such choice; {nearest(choice, error.options)}\nchoices: {choices}"
+    ambiguous = re.match(r"Ambiguous value for argument '([^=]*)=(.*)'$", text.strip().splitlines()[0])
+    if ambiguous:
+        key, value = ambiguous.groups()
+        written = f"a list is {key}=[{value}], a text {shlex.quote(f'{key}={quoted(value)}')}"
+        return f"{key}={value}: several values are a sweep, which needs -m; {written}"
+    found = re.search(r"Could not (?:override|append to config|delete from config)[^'\n]*'([^'\n]+)'", text)
+    if not found:
+        return text.strip().splitlines()[0]
+    key = found.group(1).partition("=")[0].partition("@")[0]
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(config_dir=str(config_dir), version_base="1.3"):
+        chosen = [word for word in words if re.fullmatch(r"(task|experiment)=style_lora", word)]
+        known = set(flat_keys(OmegaConf.to_container(compose(config_name, overrides=chosen))))
+    groups = {str(path.relative_to(config_dir)) for path in config_dir.iterdir() if path.is_dir()}
+    if key in known:
+        return f"{key}: {text.strip().splitlines()[0]}"
+    siblings = {name for name in known | groups if name.rpartition(".")[0] == key.rpartition(".")[0]}
+    return f"{key}: there is no such key; {nearest(key, siblings or known)}"

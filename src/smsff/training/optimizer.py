@@ -1,0 +1,140 @@
+"""One AdamW with two parameter groups, generator and fake score, each with its own rate, schedule and clipping.
+
+The two losses reach disjoint parameters, so one optimizer over their sum equals two optimizers, while step counting,
+accumulation and plain data parallelism stay those of an ordinary training.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel
+
+from smsff.errors import UserError
+
+LrSchedule = Literal["constant", "cosine"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupOptions:
+    """Settings of one parameter group.
+
+    The style gradient is a mean over all latent elements, so single gradients can be as small as 1e-9: ``eps`` must
+    stay far below them, or Adam turns into plain gradient descent with a vanishing rate.
+
+    Attributes:
+        lr: Peak learning rate.
+        betas, eps, weight_decay: As in AdamW.
+        clip_norm: Largest gradient norm of the group; None does not clip.
+        schedule: ``constant``, or ``cosine`` from the peak to 0 at ``horizon`` * total steps.
+        horizon: Where the cosine reaches 0, in units of the run; 1.5 ends a run at about a third of the peak.
+        warmup_steps: Linear rise of the rate from 0 (step 0 does not move).
+
+    Raises:
+        UserError: a number out of range or an unknown schedule.
+    """
+
+    lr: float
+    betas: Sequence[float] = (0.9, 0.999)
+    eps: float = 1e-15
+    weight_decay: float = 0.0
+    clip_norm: float | None = None
+    schedule: LrSchedule = "constant"
+    horizon: float = 1.0
+    warmup_steps: int = 0
+
+    def __post_init__(self) -> None:
+        if self.schedule not in get_args(LrSchedule):
+            raise UserError(f"optimizer.*.schedule={self.schedule!r} is not one of {', '.join(get_args(LrSchedule))}")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise UserError(f"optimizer.*.betas={list(self.betas)} must be two numbers in [0, 1)")
+        bounds = {"lr": 0, "eps": 0, "weight_decay": 0, "horizon": 1, "warmup_steps": 0, "clip_norm": 0}
+        for name, least in bounds.items():
+            value = getattr(self, name)
+            if value is not None and not (least <= value < math.inf):
+                raise UserError(f"optimizer.*.{name}={value} must be a finite number of at least {least}")
+
+    def lr_factor(self, step: int, total: int) -> float:
+        """Rate at ``step`` (0, 1, ...) of a run of ``total`` steps, as a fraction of the peak."""
+        if step < self.warmup_steps:
+            return step / self.warmup_steps
+        if self.schedule == "constant":
+            return 1.0
+        end = max(self.horizon * total - self.warmup_steps, 1)
+        return 0.5 * (1 + math.cos(math.pi * min((step - self.warmup_steps) / end, 1)))
+
+
+def build_optimizer(groups: Mapping[str, tuple[Iterable[nn.Parameter], GroupOptions]]) -> AdamW:
+    """AdamW over named groups; each group carries its ``name`` and ``clip_norm`` for `clip_groups`.
+
+    Fused, because the fused one skips a step on the device where ``found_inf`` says so (`smsff.training.nonfinite`).
+    """
+    return AdamW(
+        [
+            {
+                "name": name,
+                "params": list(parameters),
+                "lr": options.lr,
+                "betas": tuple(options.betas),
+                "eps": options.eps,
+                "weight_decay": options.weight_decay,
+                "clip_norm": options.clip_norm,
+            }
+            for name, (parameters, options) in groups.items()
+        ],
+        fused=True,
+    )
+
+
+def build_schedule(optimizer: Optimizer, options: Sequence[GroupOptions], total: int) -> LambdaLR:
+    """The learning rate of every group as a pure function of the step."""
+    return LambdaLR(optimizer, [partial(one.lr_factor, total=total) for one in options])
+
+
+def clip_groups(optimizer: Optimizer) -> dict[str, Tensor]:
+    """Clip the gradient of each group to its ``clip_norm``.
+
+    Returns:
+        The norms before clipping, by group name, of the groups that have a gradient.
+    """
+    norms = {}
+    for group in optimizer.param_groups:
+        if all(parameter.grad is None for parameter in group["params"]):
+            continue
+        limit = math.inf if group["clip_norm"] is None else group["clip_norm"]
+        norms[group["name"]] = torch.nn.utils.clip_grad_norm_(group["params"], limit)
+    return norms
+
+
+@torch.no_grad()
+def update_average(average: AveragedModel, model: nn.Module, *, decay: float, skip: Tensor | None = None) -> None:
+    """Move an average towards the weights and buffers of a model, without waiting for the device.
+
+    The decay is min(decay, (1 + n) / (10 + n)) after n updates, so that short runs are averaged too; the first update
+    is a copy.
+
+    Args:
+        average: Its ``n_averaged`` counts the updates.
+        model: What is averaged.
+        decay: The largest decay.
+        skip: (), 1 if this update is to change nothing; None is 0.
+    """
+    count = average.n_averaged
+    weight = torch.where(count == 0, 1.0, 1 - ((1 + count) / (10 + count)).clamp(max=decay))
+    if skip is not None:
+        weight = weight * (1 - skip)
+        count += (1 - skip).to(count)
+    else:
+        count += 1
+    means, values = (chain(one.parameters(), one.buffers()) for one in (average.module, model))
+    for mean, value in zip(means, values, strict=True):
+        mean.lerp_(value, weight.to(mean))

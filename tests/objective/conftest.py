@@ -1,9 +1,0 @@
-import pytest
-
-from smsff.teacher.schedule import NoiseSchedule, scaled_linear_betas
-
-
-@pytest.fixture(scope="session")
-def schedule() -> NoiseSchedule:
-    """The noise schedule of Stable Diffusion in float64."""
-    return NoiseSchedule(scaled_linear_betas()).double()
