@@ -29,9 +29,11 @@ from smsff.data.crops import middle
 from smsff.data.folder import load_photos
 from smsff.embedded.demo import Run
 from smsff.errors import UserError
+from smsff.method.draws import Draws
 from smsff.method.gradient import Noised
-from smsff.method.module import Draws, StyleMatching
-from smsff.method.relevance import SemanticRelevance, minmax
+from smsff.method.module import StyleMatching
+from smsff.method.relevance import SemanticRelevance, edit_predictions, minmax
+from smsff.method.scores import batch_scores
 from smsff.teacher.score import Score
 from smsff.training.callbacks.summary import write_json
 from smsff.training.checkpoints import read_checkpoint
@@ -90,8 +92,8 @@ def at_time(
     for draw in range(draws):
         noise = Draws(0, draw, range(len(z)), like=z).normal("noise", tuple(z.shape[1:]))
         at = Noised(z, pictures.z_src, noise, times, module.teacher.schedule)
-        g = module.objective.gradient(module.scores(cond), at)
-        m = relevance(*module.edit_predictions(at, cond.edit, cond.null))
+        g = module.objective.gradient(batch_scores(module.teacher, module.fake, cond), at)
+        m = relevance(*edit_predictions(module.teacher.base, at, cond.edit, cond.null))
         found["g"].append(rms(g))
         found["relevance_mean"].append(float(minmax(m).mean()))
         found["relevance_correlation"].append(flat_cosine(m, change))

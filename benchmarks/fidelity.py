@@ -36,10 +36,9 @@ def gradients(options: Sequence[str], steps: int) -> list[Tensor]:
     found: list[Tensor] = []
     see = step.module.guard.see
 
-    def watched(**stages: Tensor) -> None:
-        if "gradient" in stages:
-            found.append(stages["gradient"].float())
-        see(**stages)
+    def watched(batch: Any, stages: dict[str, Tensor], times: dict[str, Tensor]) -> None:
+        found.append(stages["gradient"].float())
+        see(batch, stages, times)
 
     step.module.guard.see = watched  # type: ignore[method-assign]
     for _ in range(steps):

@@ -168,7 +168,6 @@ class Step(OurStep):
 
     def forget(self) -> None:
         """Let go of what a step that failed has left."""
-        self.module.shared, self.module.figures = None, {}
         self.optimizer.zero_grad()
         release(self.device.type)
 

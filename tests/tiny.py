@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from smsff.method.gradient import Predict, Scores
-from smsff.method.module import Prompts, StyleMatching
+from smsff.method.module import StyleMatching
+from smsff.method.prompts import Prompts
 from smsff.method.relevance import SemanticRelevance
 from smsff.method.sms import StyleMatchingObjective
 from smsff.method.spectrum import SpectrumRegularizer

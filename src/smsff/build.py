@@ -115,6 +115,7 @@ def warn_of_samples(plain: dict[str, Any], data: ImageDataModule | SingleImage) 
 def build_module(plain: dict[str, Any], parts: dict[str, Any], data: ImageDataModule | SingleImage) -> StyleMatching:
     """Teacher, generator and the training step around them."""
     from smsff.data.single import SingleImage
+    from smsff.method.canvas import LatentCanvas
     from smsff.method.module import StyleMatching
 
     teacher = build(plain["teacher"])
@@ -140,10 +141,12 @@ def build_module(plain: dict[str, Any], parts: dict[str, Any], data: ImageDataMo
     if len(captions) <= MAX_PROMPTS:
         module.encode_prompts(captions)
         teacher.drop_text_encoder()
-    if module.in_latent_space and picture is not None:
-        module.hold(picture)
-    if not module.needs_encoder:
+    if isinstance(module.canvas, LatentCanvas) and picture is not None:
+        module.canvas.hold(picture)
+        if module.preview is not None:
+            module.preview.hold(picture)
+    if not module.canvas.needs_encoder:
         teacher.latent.drop_encoder()
-    if not module.needs_decoder:
+    if not module.canvas.needs_decoder:
         teacher.latent.drop_decoder()
     return module

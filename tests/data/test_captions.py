@@ -10,7 +10,7 @@ import pytest
 from smsff.data.captions import Problems, read_captions
 from smsff.data.images import find_images
 from smsff.errors import UserError
-from smsff.method.module import Prompts
+from smsff.method.prompts import Prompts
 from smsff.style_lora.prompts import TriggerPrompts
 
 

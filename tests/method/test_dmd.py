@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from closed_forms import draw, gaussian
@@ -7,10 +9,12 @@ from tiny import given_scores
 from torch import Tensor
 
 from smsff.errors import UserError
-from smsff.method.dmd import DistributionMatching, dmd_normalizer
 from smsff.method.gradient import Noised
 from smsff.method.schedule import NoiseSchedule, cfg
+from smsff.method.sms import StyleMatchingObjective, dmd_normalizer
 
+DistributionMatching = partial(StyleMatchingObjective, weight="x0", normalize=True, style_guidance=1.75)
+"""As conf/objective/dmd.yaml sets it."""
 T = torch.tensor([21, 400, 900])
 
 

@@ -25,7 +25,6 @@ from smsff.method.schedule import NoiseSchedule, cfg, scaled_linear_betas
 from smsff.method.sms import StyleMatchingObjective
 from smsff.method.spectrum import SpectrumRegularizer, dct_2d, low_pass_mask
 from smsff.method.timesteps import Narrowing
-from smsff.method.vsd import VariationalDistillation
 
 SHIPPED = Path(__file__).parents[1] / "golden"
 FOLDER = Path(os.environ.get("SMSFF_GOLDEN", SHIPPED))
@@ -63,8 +62,7 @@ def schedule() -> NoiseSchedule:
 
 def official_objective(case: dict[str, Any]) -> Objective:
     scale = case["guidance_scale"]
-    method = StyleMatchingObjective if case["method"] == "sms" else VariationalDistillation
-    return method(
+    return StyleMatchingObjective(
         weight="posterior_variance", style_guidance=scale, fake_guidance=scale, lambda_freq=case["lambda_dct"] or 0.0
     )
 

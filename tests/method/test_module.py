@@ -5,14 +5,16 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from tiny import TinyGenerator, tiny_batch, tiny_module
+from tiny import TinyGenerator, given_scores, tiny_batch, tiny_module
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from smsff.errors import UserError
 from smsff.generator.image import ImageGenerator, LatentGenerator
-from smsff.method.gradient import latent_surrogate
-from smsff.method.module import Draws, Prompts, StyleMatching
+from smsff.method.canvas import PixelCanvas
+from smsff.method.draws import Draws
+from smsff.method.module import StyleMatching
+from smsff.method.prompts import Prompts
 from smsff.method.relevance import UniformRelevance
 from smsff.method.sms import StyleMatchingObjective
 from smsff.method.timesteps import Narrowing, Uniform
@@ -129,10 +131,14 @@ def test_the_two_losses_reach_disjoint_parameters_and_nothing_frozen() -> None:
     assert trained == {n for n, _ in module.named_parameters() if n.startswith(("generator.", "fake."))}
     module.zero_grad()
     x = tiny_batch()["image"]
-    fake_only = module.fake_loss(
-        module.fake, module.generator(x).detach(), Draws(0, 0, range(4), like=x), Condition(torch.zeros(4, 1, 1))
+    losses, _ = module.fake_losses(
+        module.fake,
+        module.generator(x).detach(),
+        Draws(0, 0, range(4), like=x),
+        Condition(torch.zeros(4, 1, 1)),
+        given_scores(),
     )
-    fake_only.backward()
+    losses.mean().backward()
     assert all(parameter.grad is None for parameter in module.generator.parameters())
 
 
@@ -151,12 +157,12 @@ def test_where_decoder_and_encoder_are_the_identity_both_ways_back_to_the_pictur
 
 
 def test_the_decoders_way_follows_a_decoder_that_is_not_the_encoders_inverse() -> None:
-    module = tiny_module(warmup=ReconstructionWarmup(steps=0), pullback="decoder").double()
-    z, y = (torch.randn(2, 3, 6, 9, dtype=torch.float64, requires_grad=True) for _ in range(2))
-    module.teacher.latent.decode = lambda q: 3 * q  # type: ignore[method-assign]
-    step = module.decoded_step(0.5 * z.square().mean(), z, y)
-    torch.testing.assert_close(step, 3 * z.detach())
-    latent_surrogate(y, step).mean().backward()
+    latent = GaussianTeacher().double().latent
+    latent.decode = lambda q: 3 * q  # type: ignore[method-assign]
+    y = torch.randn(2, 3, 6, 9, dtype=torch.float64, requires_grad=True)
+    canvas, offset = PixelCanvas(latent, pullback="decoder"), torch.zeros(2, 2, dtype=torch.long)
+    z = canvas.encode(y, offset)
+    canvas.pull_back(0.5 * z.square().mean(), z, y, offset).backward()
     torch.testing.assert_close(y.grad, 3 * z.detach() / z.numel())
     assert z.grad is None
 
@@ -187,16 +193,16 @@ def test_a_sample_sees_the_same_noise_whichever_process_has_it() -> None:
     assert part.uniform("t", per="batch").tolist() == [whole.uniform("t")[0].item()] * 2
 
 
-def test_grid_offset_is_below_its_bound_keyed_by_position_and_can_be_switched_off() -> None:
+def test_an_offset_is_below_its_bound_and_keyed_by_position() -> None:
     x = tiny_batch()["image"]
     draws, part = Draws(3, 7, [0, 1, 2, 3], like=x), Draws(3, 7, [2, 3], like=x)
-    offset = tiny_module(grid_jitter=8).grid_offset(draws)
+    offset = draws.offset(8)
     assert offset.shape == (4, 2)
     assert offset.min() >= 0
     assert 1 < offset.max() < 8
-    assert torch.equal(tiny_module(grid_jitter=8).grid_offset(part), offset[2:])
+    assert torch.equal(part.offset(8), offset[2:])
     assert len({tuple(o) for o in offset.tolist()}) > 1
-    assert not tiny_module(grid_jitter=1).grid_offset(draws).any()
+    assert not draws.offset(1).any()
     with pytest.raises(UserError, match="grid_jitter=0"):
         tiny_module(grid_jitter=0)
 
@@ -228,10 +234,9 @@ def test_several_fake_draws_average_their_losses() -> None:
     for k in range(3):
         t = one.fake_timesteps(draws.uniform(f"fake_t/{k}"), 0, 10)
         losses.append(one.fake.loss(x, draws.normal(f"fake_noise/{k}", (3, 8, 12)), t, cond).mean())
-    assert one.fake_loss(one.fake, x, draws, cond).item() == pytest.approx(losses[0].item(), rel=1e-6)
-    assert three.fake_loss(three.fake, x, draws, cond).item() == pytest.approx(
-        torch.stack(losses).mean().item(), rel=1e-6
-    )
+    for module, expected in ((one, losses[:1]), (three, losses)):
+        found, _ = module.fake_losses(module.fake, x, draws, cond, given_scores())
+        assert found.mean().item() == pytest.approx(torch.stack(expected).mean().item(), rel=1e-6)
 
 
 def test_average_follows_the_weights_after_each_step() -> None:
@@ -282,17 +287,17 @@ def test_latent_generator_needs_no_encoder_gradient_and_moves() -> None:
 def test_a_held_picture_is_encoded_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     batch = tiny_batch(size=1)
     module = tiny_module(generator=LatentGenerator(batch["image"]), warmup=ReconstructionWarmup(steps=0))
-    assert not module.needs_encoder
+    assert not module.canvas.needs_encoder
     whole = {**batch, "name": ["a"]}
     monkeypatch.setattr(module, "log", lambda *_, **__: None)
     wanted = module.validation_step(whole, 0)
-    module.hold(batch["image"])
-    assert not {"source", "preview"} & module.state_dict().keys()
+    module.canvas.hold(batch["image"])
+    module.preview.hold(batch["image"])
 
     def encode(x: Tensor) -> Tensor:
         raise AssertionError
 
-    monkeypatch.setattr(module, "encode_source", encode)
+    monkeypatch.setattr(module.teacher.latent, "encode", encode)
     found = module.validation_step(whole, 0)
     torch.testing.assert_close(
         [found[k] for k in ("result", "relevance")], [wanted[k] for k in ("result", "relevance")]

@@ -6,10 +6,10 @@ from closed_forms import draw, gaussian
 from tiny import given_scores
 
 from smsff.errors import UserError
-from smsff.method.dmd import DistributionMatching, dmd_normalizer
 from smsff.method.gradient import Noised, gradient_weight
 from smsff.method.schedule import NoiseSchedule, cfg
 from smsff.method.sds import ScoreDistillation
+from smsff.method.sms import StyleMatchingObjective, dmd_normalizer
 
 T = torch.tensor([21, 400, 900])
 
@@ -36,7 +36,8 @@ def test_with_the_weights_of_dmd_and_a_fake_that_knows_each_picture_it_is_dmd(sc
     scores = given_scores(style=style, fake=gaussian(schedule, z, 0.0))
     sds = ScoreDistillation(lambda_freq=0.0, weight="x0", style_guidance=1.75).gradient(scores, at)
     x0_style = schedule.x0_from_eps(at.z_t, style(at.z_t, T, scale=1.75), T)
-    dmd = DistributionMatching(lambda_freq=0.0).gradient(scores, at)
+    objective = StyleMatchingObjective(lambda_freq=0.0, weight="x0", normalize=True, style_guidance=1.75)
+    dmd = objective.gradient(scores, at)
     torch.testing.assert_close(sds / dmd_normalizer(z, x0_style), dmd)
     assert dmd.abs().max() > 0.1
 

@@ -120,8 +120,8 @@ def test_a_shared_draw_leaves_the_style_gradient_as_it_was_and_trains_the_fake_w
     loss_of = module.fake.loss_of
     module.fake.loss_of = lambda eps, noise, t: (seen.update(noise=noise, t=t), loss_of(eps, noise, t))[1]
     kept: list[Tensor] = []
-    encode = module.encode_result
-    module.encode_result = lambda y: kept.append(encode(y)) or kept[-1]
+    encode = module.canvas.encode
+    module.canvas.encode = lambda y, offset: kept.append(encode(y, offset)) or kept[-1]
     module.training_step(batch, 0)
     source = module.encode_prompts(batch["caption"]).source
     wanted = module.fake.loss(kept[0].detach(), seen["noise"], seen["t"], source).mean()
@@ -136,7 +136,7 @@ def test_in_the_warm_up_a_shared_draw_is_the_fakes_own(pipeline: dict[str, str])
 
 
 def test_a_shared_draw_is_one() -> None:
-    with pytest.raises(UserError, match=r"speed\.share_draw=true and fake_draws=2"):
+    with pytest.raises(UserError, match=r"speed\.share_draw=true needs fake_draws=1"):
         tiny_module(speed=Speed(share_draw=True), fake_draws=2)
 
 

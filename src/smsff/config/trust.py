@@ -38,8 +38,6 @@ TARGETS: dict[str, tuple[str, ...]] = {
         "smsff.method.sds.ScoreDistillation",
         "smsff.method.dds.DeltaDenoising",
         "smsff.method.pds.PosteriorDistillation",
-        "smsff.method.vsd.VariationalDistillation",
-        "smsff.method.dmd.DistributionMatching",
     ),
     "regularizer": ("smsff.method.spectrum.SpectrumRegularizer", "smsff.method.spectrum.NoRegularizer"),
     "relevance": (
@@ -57,7 +55,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "fake_score": ("smsff.teacher.fake_score.LoraFakeScore",),
     "speed": ("smsff.training.speed.Speed",),
     "warmup": ("smsff.method.warmup.ReconstructionWarmup",),
-    "prompts": ("smsff.method.module.Prompts", "smsff.style_lora.prompts.TriggerPrompts"),
+    "prompts": ("smsff.method.prompts.Prompts", "smsff.style_lora.prompts.TriggerPrompts"),
     "lora": ("smsff.style_lora.adapter.LoraOptions",),
     "loss": ("smsff.style_lora.objective.StyleLoss",),
     "held_out": ("smsff.style_lora.module.HeldOutLoss",),

@@ -2,13 +2,13 @@
 
     z_t = sqrt(ab_t) z + sqrt(1 - ab_t) noise,        g = g(predictions at z_t),        z moves along -g
 
-An objective asks `Scores` for the predictions it needs, and no others are computed; `latent_surrogate` carries g to the
+An objective calls the `Scores` that it needs, and no others are computed; `latent_surrogate` carries g to the
 generator.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, Protocol, get_args
 
@@ -35,12 +35,16 @@ class Scores:
         style_source: The style model under the source prompt.
         base: The un-adapted model under the source prompt.
         fake: The online model under the source prompt; only there for an objective with ``needs_fake``.
+        seen: The predictions that were made, by name of the score.
+        shared: The fake's prediction with its graph, and t, where the fake's loss shares them (`Speed.share_draw`).
     """
 
     style: Predict
     style_source: Predict
     base: Predict
     fake: Predict
+    seen: dict[str, Tensor] = field(default_factory=dict)
+    shared: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

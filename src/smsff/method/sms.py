@@ -4,7 +4,15 @@
 
 The style is the *difference* of two scores at the same noised output: that of the style model and that of a model which
 tracks the generator's own output. The difference vanishes when the generator's output has the style's distribution.
-The paper multiplies g by the relevance map (`relevance.py`) and holds on to the source by the spectrum (`spectrum.py`).
+The paper multiplies g by the relevance map (`relevance.py`) and keeps the source's low frequencies (`spectrum.py`).
+
+Two other objectives are this one with other settings (`conf/objective/vsd.yaml`, `dmd.yaml`):
+
+- Variational score distillation (Wang et al. 2023, ProlificDreamer): w = 1 - ab_t, guidance on the style score alone,
+  the full range of t, both models under the prompt of the wanted result.
+- Distribution matching distillation (Yin et al. 2024, DMD and DMD2; the form of the published code):
+  g = (x0_fake - x0_style) / mean |z - x0_style| with x0 = (z_t - sqrt(1 - ab_t) eps) / sqrt(ab_t), that is w of kind
+  ``x0`` and ``normalize``. The difference is taken between the predictions: at large t the two x0 are huge and close.
 """
 
 from __future__ import annotations
@@ -15,7 +23,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from smsff.method.dmd import dmd_normalizer
 from smsff.method.gradient import (
     GradientWeight,
     Noised,
@@ -24,6 +31,11 @@ from smsff.method.gradient import (
     check_not_negative,
     gradient_weight,
 )
+
+
+def dmd_normalizer(z: Tensor, x0_style: Tensor) -> Tensor:
+    """mean |z - x0_style| of each sample, (B, 1, 1, 1), at least 1e-6: how far the style model wants to go."""
+    return (z - x0_style).abs().mean((1, 2, 3), keepdim=True).clamp(min=1e-6)
 
 
 @dataclass(frozen=True, kw_only=True)

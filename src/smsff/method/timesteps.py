@@ -7,7 +7,7 @@ Every sampler is a pure function of (u, iteration, total): ``u`` holds uniform n
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args
 
 from torch import Tensor
 
@@ -15,6 +15,15 @@ from smsff.errors import UserError
 
 Per = Literal["sample", "batch"]
 Grid = Literal["all", "odd"]
+
+
+class Timesteps(Protocol):
+    """u (B,) uniform in [0, 1) to t, long (B,); ``per`` says whether u is one number for the whole global batch."""
+
+    @property
+    def per(self) -> Per: ...
+
+    def __call__(self, u: Tensor, iteration: int, total: int) -> Tensor: ...
 
 
 def uniform_integers(u: Tensor, low: int, high: int) -> Tensor:

@@ -16,9 +16,8 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
-from smsff import __version__
 from smsff.errors import UserError
-from smsff.method.module import Draws
+from smsff.method.draws import Draws
 from smsff.randomness import keyed_randn
 from smsff.style_lora.adapter import LoraOptions, TrainableStyle
 from smsff.style_lora.objective import PowerTimesteps, StyleLoss, band_edges, denoising_target, weighted_error
@@ -26,6 +25,7 @@ from smsff.style_lora.prompts import TriggerPrompts
 from smsff.teacher.condition import Condition
 from smsff.teacher.sampling import img2img
 from smsff.teacher.stable_diffusion import StableDiffusionTeacher
+from smsff.training.module_state import read_state, write_state
 from smsff.training.nonfinite import StepGuard, spread
 from smsff.training.optimizer import GroupOptions, build_optimizer, build_schedule, clip_groups
 
@@ -125,8 +125,7 @@ class StyleLora(pl.LightningModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         x, schedule = batch["image"], self.teacher.schedule
-        draws = Draws(self.seed, int(batch["iteration"][0]), batch["position"].tolist(), like=x)
-        self.guard.begin(batch)
+        draws = Draws.of(batch, self.seed)
 
         z = self.encode(x, batch["margin"])  # what the style is
         z_in = self.encode_degraded(batch, z)
@@ -139,8 +138,8 @@ class StyleLora(pl.LightningModule):
         losses = weighted_error(prediction, target, weight)
         loss = self.loss.total(losses, len(x))  # style, plus class pictures
 
-        self.guard.see(latent=z_in[: len(x)], prediction=prediction[: len(x)])
-        self.guard.drew(t=t[: len(x)])
+        stages = {"latent": z_in[: len(x)], "prediction": prediction[: len(x)]}
+        self.guard.see(batch, stages, {"t": t[: len(x)]})
         self.log_losses(loss, losses, degraded, len(x))
         return spread(loss)
 
@@ -296,18 +295,9 @@ class StyleLora(pl.LightningModule):
         return {name for name, parameter in self.named_parameters() if id(parameter) in trained}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        keys = self.saved_keys()
-        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in keys}
-        checkpoint["hyper_parameters"] = {**self.record, "task": "style_lora", "smsff_version": __version__}
-        checkpoint["bad_steps"] = self.guard.state_dict()
+        write_state(checkpoint, self.saved_keys(), {**self.record, "task": "style_lora"}, self.guard)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another task or of a LoRA of another size."""
-        self.guard.load_state_dict(checkpoint.get("bad_steps", {"in_a_row": 0, "total": 0}))
-        state, own, keys = checkpoint["state_dict"], self.state_dict(), self.saved_keys()
-        wrong = sorted(keys ^ state.keys()) or [k for k in sorted(keys) if state[k].shape != own[k].shape]
-        if wrong:
-            raise UserError(
-                f"ckpt_path: the checkpoint does not fit this run's LoRA in {len(wrong)} tensors (first: {wrong[0]}); "
-                "it was written by another task or with other lora options"
-            )
+        others = "another task or other lora options"
+        read_state(checkpoint, self.saved_keys(), self.state_dict(), self.guard, written_with=others)

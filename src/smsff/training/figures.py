@@ -26,3 +26,19 @@ def of_whole_batch(figures: Mapping[str, Tensor], gather: Callable[..., Any]) ->
     each = gather(torch.stack([value.detach().double() for value in figures.values()]))
     each = each.view(-1, len(figures)).float()
     return {name: COMBINED.get(name, torch.mean)(column) for name, column in zip(figures, each.unbind(1), strict=True)}
+
+
+def matching_figures(m: Tensor, g: Tensor, t: Tensor) -> dict[str, Tensor]:
+    """What is logged of the relevance map, the gradient and the timesteps of a batch."""
+    return {
+        "relevance": m.mean(),
+        "gradient": g.square().mean().sqrt(),
+        "t_min": t.min(),
+        "t_mean": t.float().mean(),
+        "t_max": t.max(),
+    }
+
+
+def in_several_processes() -> bool:
+    """Whether this process trains together with others."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()

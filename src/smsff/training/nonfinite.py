@@ -82,19 +82,16 @@ class StepGuard:
         self._start = (0, 0)
         self._waiting: deque[tuple[int, Tensor, list[str], list[Evidence], torch.cuda.Event | None]] = deque()
 
-    def begin(self, batch: Mapping[str, Any]) -> None:
-        """A micro-batch begins."""
-        self._batches.append(Evidence(int(batch["iteration"][0]), batch["index"]))
+    def see(self, batch: Mapping[str, Any], stages: Mapping[str, Tensor], times: Mapping[str, Tensor]) -> None:
+        """Note what a micro-batch has computed.
 
-    def see(self, **stages: Tensor) -> None:
-        """Note tensors (B, ...) of the micro-batch, in the order in which they were computed."""
-        if self._batches:
-            self._batches[-1].stages.update({name: nonfinite(x) for name, x in stages.items()})
-
-    def drew(self, **times: Tensor) -> None:
-        """Note the t that were drawn."""
-        if self._batches:
-            self._batches[-1].times.update(times)
+        Args:
+            batch: As the loader made it.
+            stages: Tensors (B, ...) in the order in which they were computed.
+            times: The t that were drawn, by name.
+        """
+        flags = {name: nonfinite(x) for name, x in stages.items()}
+        self._batches.append(Evidence(int(batch["iteration"][0]), batch["index"], flags, dict(times)))
 
     def decide(self, optimizer: Optimizer, norms: Mapping[str, Tensor], *, step: int) -> None:
         """Tell a fused optimizer whether the step that it is about to make counts.
