@@ -7,11 +7,11 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from file_server import FileServer, Served, file_server, serve_hub
+from file_server import FileServer, Served, serve_hub
 
 from smsff.cli import main
 from smsff.weights.download import Download
@@ -22,12 +22,6 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REPO = "someone/tiny-pipeline"
 
 Command = Callable[..., int]
-
-
-@pytest.fixture
-def server() -> Iterator[FileServer]:
-    with file_server() as one:
-        yield one
 
 
 @pytest.fixture
