@@ -119,9 +119,7 @@ def _receive(wanted: Download, progress: Progress, say: Callable[[str], None], a
                 if failures == 1 and not grown and _unreachable(error):
                     raise UserError(f"{wanted}: {wanted.host} cannot be reached ({reason}); no network?") from None
                 if failures >= attempts:
-                    raise UserError(
-                        f"{wanted}: given up after {attempts} attempts ({reason}){_kept(wanted)}"
-                    ) from None
+                    raise UserError(f"{wanted}: given up after {attempts} attempts ({reason}){_kept(wanted)}") from None
                 pause = max(getattr(error, "wait", 0.0), min(60.0, wait * 2 ** (failures - 1)))
             say(f"{wanted.path.name}: {reason}; again in {pause:.0f} s")
             time.sleep(pause)

@@ -21,7 +21,6 @@ class Status:
     """What was found of one need.
 
     Attributes:
-        need: The need.
         state: ``there``; ``missing``; ``broken``: incomplete or no weights at all; ``wrong``: another size or hash than
             the manifest or the record says.
         files: What was found, by name; of a pipeline only the files that are read.
@@ -66,52 +65,37 @@ def look(need: Need, locked: Locked | None, *, verify: bool, progress: Progress 
         files = {place.name: place}
     if fault:
         return Status(need=need, state="broken", files=files, revision=revision, reason=fault)
-    expected = _expected(need, locked if revision is None or (locked and locked.revision == revision) else None, files)
-    reason, hashed = _compare(files, expected, verify=verify, progress=progress)
-    if reason:
-        return Status(need=need, state="wrong", files=files, revision=revision, reason=reason)
-    return Status(need=need, state="there", files=files, hash=hashed, revision=revision)
-
-
-@dataclass(frozen=True)
-class _Expected:
-    size: int | None
-    sha256: str | None
-    by: str
-
-
-def _expected(need: Need, locked: Locked | None, files: Mapping[str, Path]) -> dict[str, _Expected]:
-    """What is known of the files: by the manifest first, then by the record, then by the names in the hub's cache."""
-    known: dict[str, _Expected] = {}
-    for name, path in files.items():
-        record: FileRecord | None = locked.files.get(name) if locked else None
-        weight = need.weight if path == need.path else None
-        if weight is not None and (weight.size is not None or weight.sha256 is not None):
-            same = record is not None and weight.sha256 in (None, record.sha256)
-            known[name] = _Expected(
-                weight.size, weight.sha256 or (record.sha256 if record and same else None), "the manifest"
-            )
-        elif record is not None:
-            known[name] = _Expected(record.size, record.sha256, LOCK)
-        elif digest := blob_sha256(path):
-            known[name] = _Expected(None, digest, "the hub")
-    return known
+    record = locked if revision is None or (locked and locked.revision == revision) else None
+    reason, hashed = _compare(need, record, files, verify=verify, progress=progress)
+    state: State = "wrong" if reason else "there"
+    return Status(need=need, state=state, files=files, hash=hashed, revision=revision, reason=reason)
 
 
 def _compare(
-    files: Mapping[str, Path], expected: Mapping[str, _Expected], *, verify: bool, progress: Progress
+    need: Need, locked: Locked | None, files: Mapping[str, Path], *, verify: bool, progress: Progress
 ) -> tuple[str | None, HashState]:
     """Why the files are not what they should be, or None and how much is known of their hashes."""
-    for name, known in expected.items():
-        size = files[name].stat().st_size
-        if known.size not in (None, size):
-            return f"{name} has {size:,} bytes, {known.by} says {known.size:,}", "unknown"
-    hashes = {name: known for name, known in expected.items() if known.sha256}
-    if not hashes:
-        return None, "unknown"
-    if not verify:
-        return None, "not checked"
-    for name, known in hashes.items():
-        if (digest := file_sha256(files[name], progress=progress)) != (known.sha256 or "").lower():
-            return f"{name} has the SHA-256 {digest}, {known.by} says {known.sha256}", "unknown"
+    hashes: list[tuple[str, str, str]] = []
+    for name, path in files.items():
+        size, sha256, by = _expected(need, locked.files.get(name) if locked else None, path)
+        if size not in (None, found := path.stat().st_size):
+            return f"{name} has {found:,} bytes, {by} says {size:,}", "unknown"
+        if sha256:
+            hashes.append((name, sha256, by))
+    if not hashes or not verify:
+        return None, "not checked" if hashes else "unknown"
+    for name, sha256, by in hashes:
+        if (digest := file_sha256(files[name], progress=progress)) != sha256.lower():
+            return f"{name} has the SHA-256 {digest}, {by} says {sha256}", "unknown"
     return None, "verified"
+
+
+def _expected(need: Need, record: FileRecord | None, path: Path) -> tuple[int | None, str | None, str]:
+    """Size and hash of a file, and who says so: first the manifest, then the record, then the hub's cache."""
+    weight = need.weight if path == need.path else None
+    if weight is not None and (weight.size is not None or weight.sha256 is not None):
+        recorded = record.sha256 if record and weight.sha256 is None else None
+        return weight.size, weight.sha256 or recorded, "the manifest"
+    if record is not None:
+        return record.size, record.sha256, LOCK
+    return None, blob_sha256(path), "the hub"
