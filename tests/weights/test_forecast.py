@@ -21,8 +21,7 @@ from smsff.weights.compose import composed
 from smsff.weights.doctor import lines
 from smsff.weights.files import spell_size
 from smsff.weights.forecast import forecast, room_problems
-from smsff.weights.manifest import needs
-from smsff.weights.status import look
+from smsff.weights.manifest import look, needs
 
 CONF = Path(__file__).parents[2] / "conf"
 GIGABYTE = 10**9

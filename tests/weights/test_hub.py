@@ -14,8 +14,7 @@ from huggingface_hub.hf_api import ModelInfo
 
 from smsff.errors import UserError
 from smsff.weights.hub import Remote, RemoteFile, ask_hub, cached_folder, fill_cache, missing_bytes
-from smsff.weights.manifest import Need
-from smsff.weights.status import look
+from smsff.weights.manifest import Need, look
 
 REPO = "someone/tiny-pipeline"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

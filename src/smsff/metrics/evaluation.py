@@ -25,12 +25,10 @@ MIN_SIDES = {"ssim": 11, "lpips": perceptual.MIN_SIDE, "artfid": inception.MIN_S
 
 @dataclass(kw_only=True)
 class Networks:
-    """The pretrained networks that are there; without one, the figures that need it are left out.
+    """The pretrained networks; without one, the figures that need it are left out.
 
-    Attributes:
-        lpips: (y, x) in [0, 1] to distances (B,).
-        art, reference: Pictures in [0, 1] to features, for ArtFID and for FID and KID.
-        clip, pickscore: For CLIP similarities and PickScore.
+    `lpips` turns (y, x) in [0, 1] into distances (B,); `art` (for ArtFID) and `reference` (for FID and KID) turn
+    pictures in [0, 1] into features.
     """
 
     lpips: nn.Module | None = None

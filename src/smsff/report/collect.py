@@ -160,9 +160,9 @@ def read_curves(folder: Path) -> dict[str, Curve]:
             with path.open(newline="", encoding="utf-8", errors="replace") as file:
                 for row in csv.DictReader(file):
                     step = _number(row.pop("step", None))
-                    for name, text in row.items() if step is not None else ():
+                    for name, text in row.items():
                         value = _number(text)
-                        if isinstance(name, str) and name != "epoch" and value is not None:
+                        if isinstance(name, str) and name != "epoch" and step is not None and value is not None:
                             points.setdefault(name, {})[step] = value
         except (OSError, csv.Error):
             continue
@@ -234,12 +234,12 @@ def _evaluation(folder: Path, name: str, share: int) -> Entry:
                 entry.facts.append((f"SHA-256 of the {key} set", str(part["sha256"])))
     if content.get("prompt"):
         entry.facts.append(("prompt", str(content["prompt"])))
-    entry.messages = [
-        ("Notes", [str(note) for note in content.get("notes") or []]),
-        ("Not measured", [f"{key}: {reason}" for key, reason in (content.get("not_measured") or {}).items()]),
-        ("Left out", listed(content.get("left_out") or {})),
-    ]
-    entry.messages = [(heading, lines) for heading, lines in entry.messages if lines]
+    messages = {
+        "Notes": [str(note) for note in content.get("notes") or []],
+        "Not measured": [f"{key}: {reason}" for key, reason in (content.get("not_measured") or {}).items()],
+        "Left out": listed(content.get("left_out") or {}),
+    }
+    entry.messages = [(heading, lines) for heading, lines in messages.items() if lines]
     entry.slides = _evaluation_slides(pairs if isinstance(pairs, dict) else {}, name, share)
     return entry
 

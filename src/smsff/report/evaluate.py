@@ -7,6 +7,7 @@ stands in docs/metrics.md.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -43,14 +44,8 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     command.add_argument("--style", metavar="DIR", type=Path, help="images in the style (for artfid, fid, kid, clip)")
     command.add_argument("--truth", metavar="DIR", type=Path, help="true stylizations of the content, where known")
     command.add_argument("--prompt", metavar="TEXT", help="for pickscore and clip; {caption} is the content's caption")
-    command.add_argument(
-        "--against",
-        metavar="DIR",
-        type=Path,
-        action="append",
-        default=[],
-        help="other results, for the PickScore rates (repeatable)",
-    )
+    rivals = "other results, for the PickScore rates (repeatable)"
+    command.add_argument("--against", metavar="DIR", type=Path, action="append", default=[], help=rivals)
     command.add_argument("--out", metavar="DIR", type=Path, help="folder for the figures (default: RESULTS-evaluation)")
     command.add_argument("--figures", metavar="LIST", help="such as lpips,ssim (default: all that can be measured)")
     command.add_argument(
@@ -230,10 +225,8 @@ def median_side(paths: Sequence[Path], most: int = 200) -> int:
 
     sides = []
     for path in paths[:: max(1, len(paths) // most)]:
-        try:
+        with contextlib.suppress(ImageError):
             sides.append(min(image_size(path)))
-        except ImageError:
-            continue
     return sorted(sides)[len(sides) // 2] if sides else 0
 
 

@@ -90,11 +90,8 @@ def _known_style_table(style: str, runs: Sequence[Entry]) -> Table:
 
 
 def _known_cells(figures: Mapping[str, object]) -> tuple[Cell, ...]:
-    cells = []
-    for key, (_, decimals) in COLUMNS.items():
-        value = _finite(figures.get(key))
-        cells.append(Cell(text="–" if value is None else f"{value:.{decimals}f}", value=value))
-    return tuple(cells)
+    values = [(_finite(figures.get(key)), decimals) for key, (_, decimals) in COLUMNS.items()]
+    return tuple(Cell(text="–" if v is None else f"{v:.{decimals}f}", value=v) for v, decimals in values)
 
 
 def _mean(values: Sequence[object]) -> float | None:

@@ -17,8 +17,7 @@ from smsff.weights.fetch import by_hand, source_of, terms
 from smsff.weights.files import spell_size
 from smsff.weights.forecast import forecast, room_problems
 from smsff.weights.machine import describe_machine, hardware_problems, room, runs_on_gpu, versions
-from smsff.weights.manifest import Need, needs, read_lock
-from smsff.weights.status import Status, look
+from smsff.weights.manifest import Need, Status, look, needs, read_lock
 
 
 def doctor(overrides: Sequence[str], *, conf: str | None = None, verify: bool = False, as_json: bool = False) -> int:

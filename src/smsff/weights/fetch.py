@@ -16,8 +16,7 @@ from smsff.weights.compose import composed, find_conf
 from smsff.weights.download import Download, download
 from smsff.weights.files import FileRecord, Progress, file_sha256, spell_size
 from smsff.weights.hub import ask_hub, fill_cache, missing_bytes
-from smsff.weights.manifest import LOCK, Locked, Need, needs, read_lock, write_lock
-from smsff.weights.status import Status, look
+from smsff.weights.manifest import LOCK, Locked, Need, Status, look, needs, read_lock, write_lock
 
 
 def fetch(overrides: Sequence[str], *, conf: str | None = None, dry_run: bool = False) -> int:

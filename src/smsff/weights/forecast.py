@@ -13,7 +13,7 @@ from typing import Any
 from smsff.config.trust import find_target
 from smsff.errors import UserError
 from smsff.weights.files import spell_size
-from smsff.weights.status import Status
+from smsff.weights.manifest import Status
 
 PUBLISHED = {
     "stable-diffusion-v1-5/stable-diffusion-v1-5": "sd1",
@@ -125,21 +125,17 @@ def _shape(plain: Mapping[str, Any], key: str, otherwise: Any, assumed: list[str
     name, revision = str(teacher[key]), teacher.get("revision") if key == "base" else None
     settings, vae = teacher.get("config"), teacher.get("vae") if key == "base" else None
 
-    def find(**arguments: Any) -> Any:
-        source = Source(name, f"teacher.{key}", revision, teacher.get("variant"), True)
-        return find_config(
-            source, None if settings is None else Source(settings, "teacher.config", None, None, True), **arguments
-        )
-
+    source = Source(name, f"teacher.{key}", revision, teacher.get("variant"), True)
+    config = None if settings is None else Source(settings, "teacher.config", None, None, True)
     try:
         if vae is None:
-            return find(own_vae=key == "base")
+            return find_config(source, config, own_vae=key == "base")
         try:
-            return find(vae=Source(vae, "teacher.vae", None, None, True))
+            return find_config(source, config, vae=Source(vae, "teacher.vae", None, None, True))
         except UserError:
-            config = find(own_vae=False)
+            found = find_config(source, config, own_vae=False)
             assumed.append("teacher.vae is of the usual shape")
-            return config
+            return found
     except UserError as error:
         if name in PUBLISHED:
             return family_config(PUBLISHED[name])  # type: ignore[arg-type]

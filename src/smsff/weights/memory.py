@@ -53,8 +53,8 @@ class MemoryEstimate:
     """Bytes on each device during training.
 
     Attributes:
-        networks: the frozen networks that are loaded, one by one. Text encoders count only if they are kept.
-        frozen: all of them that stay.
+        networks: the frozen networks that are loaded, one by one.
+        frozen: all of them but the text encoders.
         trained: trained weights, the two moments of AdamW, and the average of the generator's weights.
         trained_gradients: their gradients (within `step`; twice with several processes, which exchange them).
         kept: what the forward passes of a step leave for the backward pass.
@@ -92,7 +92,6 @@ def predict(
     share_draw: bool = False,
     decoder: bool = True,
     encoder: bool = True,
-    keep_text: bool = False,
     processes: int = 1,
 ) -> MemoryEstimate:
     """Memory of a training, from configurations; nothing is loaded and no tensor allocated.
@@ -110,15 +109,13 @@ def predict(
         through_decoder: ``pullback=decoder``: the encoder has no backward pass, and two pictures are decoded.
         share_draw: ``speed.share_draw``: the fake score's activations exist before pictures are decoded.
         decoder, encoder: the auto-encoder keeps them; an encoder that is not kept is there at the start alone.
-        keep_text: the text encoders stay (more captions than are encoded in advance).
         processes: with several, the gradients exist once more for the exchange.
     """
     loaded = networks(base, dtype=dtype)
     if style_base is not None:
         loaded += networks(style_base, dtype=dtype, prefix="style's ", vae=False)
     texts = sum(n.bytes for n in loaded if "text encoder" in n.name)
-    frozen = sum(n.bytes for n in loaded) - (0 if keep_text else texts)
-    frozen += style_lora * getattr(torch, dtype).itemsize
+    frozen = sum(n.bytes for n in loaded) - texts + style_lora * getattr(torch, dtype).itemsize
     without = 0 if encoder else _part_bytes(base, "encoder", "quant_conv")
     frozen -= without + (0 if decoder else _part_bytes(base, "decoder", "post_quant_conv"))
 
@@ -298,17 +295,14 @@ class Numerics(TorchFunctionMode):
         known = self._lower is not None and func in (*self._LOWERED, *self._RAISED)
         if known and any(v.itemsize > 2 for v in floats):
             to = self._lower if func in self._LOWERED else torch.float32
-            args = [_cast(value, to) for value in args]
-            kwargs = {name: _cast(value, to) for name, value in kwargs.items()}
+            cast = {id(v): v.to(to) for v in floats}
+            args = [cast.get(id(value), value) for value in args]
+            kwargs = {name: cast.get(id(value), value) for name, value in kwargs.items()}
         if func is F.scaled_dot_product_attention:
             named = dict(zip(("query", "key", "value"), args, strict=False)) | kwargs
             attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
             return attention(named["query"], named["key"], named["value"])[0]
         return func(*args, **kwargs)
-
-
-def _cast(value: Any, dtype: torch.dtype | None) -> Any:
-    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def _bytes(parameters: Iterable[Tensor]) -> int:
