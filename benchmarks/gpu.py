@@ -46,8 +46,7 @@ from smsff.teacher.base.families import clip_tokenizer, family_config
 from smsff.teacher.trainable import checkpointing
 from smsff.training.optimizer import update_average
 from smsff.weights.forecast import forecast
-from smsff.weights.manifest import needs
-from smsff.weights.status import look
+from smsff.weights.manifest import look, needs
 
 T = TypeVar("T")
 FULL, TINY = (320, 640, 1280, 1280), (16, 16, 32, 32)

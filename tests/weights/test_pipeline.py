@@ -11,60 +11,27 @@ import pytest
 
 from smsff.weights.pipeline import folder_fault, folder_files, needed_files
 
-SD15 = [
-    ".gitattributes",
-    "README.md",
-    "feature_extractor/preprocessor_config.json",
-    "model_index.json",
-    "safety_checker/config.json",
-    "safety_checker/model.safetensors",
-    "safety_checker/pytorch_model.bin",
-    "scheduler/scheduler_config.json",
-    "text_encoder/config.json",
-    "text_encoder/model.fp16.safetensors",
-    "text_encoder/model.safetensors",
-    "text_encoder/pytorch_model.bin",
-    "text_encoder/pytorch_model.fp16.bin",
-    "tokenizer/merges.txt",
-    "tokenizer/special_tokens_map.json",
-    "tokenizer/tokenizer_config.json",
-    "tokenizer/vocab.json",
-    "unet/config.json",
-    "unet/diffusion_pytorch_model.bin",
-    "unet/diffusion_pytorch_model.fp16.bin",
-    "unet/diffusion_pytorch_model.fp16.safetensors",
-    "unet/diffusion_pytorch_model.non_ema.safetensors",
-    "unet/diffusion_pytorch_model.safetensors",
-    "v1-5-pruned-emaonly.safetensors",
-    "v1-5-pruned.ckpt",
-    "v1-inference.yaml",
-    "vae/config.json",
-    "vae/diffusion_pytorch_model.bin",
-    "vae/diffusion_pytorch_model.fp16.safetensors",
-    "vae/diffusion_pytorch_model.safetensors",
-]
+TOKENIZER = ["merges.txt", "special_tokens_map.json", "tokenizer_config.json", "vocab.json"]
 SETTINGS = [
-    "model_index.json",
-    "scheduler/scheduler_config.json",
-    "text_encoder/config.json",
-    "tokenizer/merges.txt",
-    "tokenizer/special_tokens_map.json",
-    "tokenizer/tokenizer_config.json",
-    "tokenizer/vocab.json",
-    "unet/config.json",
-    "vae/config.json",
+    *("model_index.json", "scheduler/scheduler_config.json", "text_encoder/config.json"),
+    *(f"tokenizer/{name}" for name in TOKENIZER),
+    *("unet/config.json", "vae/config.json"),
+]
+UNET, VAE = "unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model"
+SD15 = [
+    *SETTINGS,
+    *(f"text_encoder/{n}" for n in ("model.fp16.safetensors", "model.safetensors", "pytorch_model.bin")),
+    *("text_encoder/pytorch_model.fp16.bin", "safety_checker/config.json", "safety_checker/model.safetensors"),
+    *(f"{UNET}.{ending}" for ending in ("bin", "fp16.bin", "fp16.safetensors", "non_ema.safetensors", "safetensors")),
+    *(f"{VAE}.{ending}" for ending in ("bin", "fp16.safetensors", "safetensors")),
+    *(".gitattributes", "README.md", "feature_extractor/preprocessor_config.json", "v1-inference.yaml"),
+    *("safety_checker/pytorch_model.bin", "v1-5-pruned-emaonly.safetensors", "v1-5-pruned.ckpt"),
 ]
 
 
 def test_one_form_of_each_weight_and_no_other_part() -> None:
-    assert needed_files(SD15) == sorted(
-        [
-            *SETTINGS,
-            "text_encoder/model.safetensors",
-            "unet/diffusion_pytorch_model.safetensors",
-            "vae/diffusion_pytorch_model.safetensors",
-        ]
-    )
+    weights = ["text_encoder/model.safetensors", f"{UNET}.safetensors", f"{VAE}.safetensors"]
+    assert needed_files(SD15) == sorted([*SETTINGS, *weights])
 
 
 def test_the_variant_where_there_is_one() -> None:

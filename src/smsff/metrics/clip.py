@@ -53,19 +53,11 @@ class Clip(nn.Module):
             self._texts.clear()
         for text in dict.fromkeys(texts):
             if text not in self._texts:
-                tokens = self.tokenizer(
-                    [text], padding=True, truncation=True, max_length=self._max_tokens(), return_tensors="pt"
-                )
-                features = self.model.get_text_features(
-                    input_ids=tokens["input_ids"].to(self.device),
-                    attention_mask=tokens["attention_mask"].to(self.device),
-                ).pooler_output
+                limit = min(MAX_TOKENS, self.model.config.text_config.max_position_embeddings)
+                tokens = self.tokenizer([text], truncation=True, max_length=limit, return_tensors="pt").to(self.device)
+                features = self.model.get_text_features(tokens["input_ids"], tokens["attention_mask"]).pooler_output
                 self._texts[text] = nn.functional.normalize(features, dim=-1)[0]
         return torch.stack([self._texts[text] for text in texts])
-
-    def _max_tokens(self) -> int:
-        limit: int = self.model.config.text_config.max_position_embeddings
-        return min(MAX_TOKENS, limit)
 
     def scores(self, images: Tensor, texts: Sequence[str]) -> Tensor:
         """exp(logit scale) times the cosine of each picture with its text, (B,): PickScore with its weights.

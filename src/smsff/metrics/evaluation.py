@@ -25,12 +25,10 @@ MIN_SIDES = {"ssim": 11, "lpips": perceptual.MIN_SIDE, "artfid": inception.MIN_S
 
 @dataclass(kw_only=True)
 class Networks:
-    """The pretrained networks that are there; without one, the figures that need it are left out.
+    """The pretrained networks; without one, the figures that need it are left out.
 
-    Attributes:
-        lpips: (y, x) in [0, 1] to distances (B,).
-        art, reference: Pictures in [0, 1] to features, for ArtFID and for FID and KID.
-        clip, pickscore: For CLIP similarities and PickScore.
+    `lpips` turns (y, x) in [0, 1] into distances (B,); `art` (for ArtFID) and `reference` (for FID and KID) turn
+    pictures in [0, 1] into features.
     """
 
     lpips: nn.Module | None = None
@@ -40,7 +38,7 @@ class Networks:
     pickscore: Clip | None = None
 
     def to(self, device: torch.device) -> None:
-        for network in (self.lpips, self.art, self.reference, self.clip, self.pickscore):
+        for network in vars(self).values():
             if network is not None:
                 network.to(device)
 
@@ -83,20 +81,13 @@ class Evaluator:
     """
 
     def __init__(
-        self,
-        groups: Sequence[str],
-        networks: Networks,
-        *,
-        prompt: str | None = None,
-        device: torch.device | str = "cpu",
+        self, groups: Sequence[str], networks: Networks, *, prompt: str | None = None, device: str = "cpu"
     ) -> None:
         self.groups, self.networks, self.prompt, self.device = frozenset(groups), networks, prompt, torch.device(device)
         self.min_side = max([MIN_SIDES.get(group, 1) for group in groups], default=1)
         self.result = Evaluation()
         self.sets: dict[str, FeatureSet] = {}
         self.sums: dict[str, Tensor] = {}
-
-    # ---------------------------------------------------------------------------------------------------- the pairs
 
     @torch.no_grad()
     def measure_pairs(self, pairs: Iterable[Pair]) -> None:
@@ -199,8 +190,6 @@ class Evaluator:
         # replaced, not formatted: a caption with braces is a caption
         return [self.prompt.replace("{caption}", item.pair.caption).strip(" ,") for item in batch]
 
-    # ------------------------------------------------------------------------------------------------ the style set
-
     @torch.no_grad()
     def measure_style(self, paths: Iterable[Path]) -> int:
         """Take in the style set, one picture at a time since they have all sizes; how many could be used."""
@@ -220,23 +209,16 @@ class Evaluator:
         return count
 
     def _add_features(self, side: str, y: Tensor) -> None:
-        networks = {"artfid": self.networks.art, "fid": self.networks.reference, "kid": self.networks.reference}
-        done: set[int] = set()
-        for group, network in networks.items():
-            if group not in self.groups or network is None or id(network) in done:
-                continue
-            done.add(id(network))
-            features = network(y)
-            key = f"{'art' if group == 'artfid' else 'reference'} {side}"
-            if key not in self.sets:
-                self.sets[key] = FeatureSet(width=features.shape[1], name=side)
-            self.sets[key].update(features)
+        wanted = {"art": (self.networks.art, {"artfid"}), "reference": (self.networks.reference, {"fid", "kid"})}
+        for name, (network, groups) in wanted.items():
+            if network is not None and groups & self.groups:
+                features = network(y)
+                if (key := f"{name} {side}") not in self.sets:
+                    self.sets[key] = FeatureSet(width=features.shape[1], name=side)
+                self.sets[key].update(features)
 
     def _add_sum(self, side: str, embeddings: Tensor) -> None:
-        total = embeddings.double().sum(0).cpu()
-        self.sums[side] = self.sums[side] + total if side in self.sums else total
-
-    # ------------------------------------------------------------------------------------------------------ the end
+        self.sums[side] = self.sums.get(side, torch.zeros(1)) + embeddings.double().sum(0).cpu()
 
     def finish(self, style_count: int) -> Evaluation:
         """The figures of everything that was measured.
@@ -248,11 +230,8 @@ class Evaluator:
         if not result.names:
             name, reason = next(iter(result.left_out.items()))
             raise UserError(f"none of the {len(result.left_out)} pairs could be measured; the first, {name}: {reason}")
-        found: dict[str, Figure] = {}
-        for name, values in result.columns.items():
-            known = [value for value in values if value == value]
-            if known:
-                found[name] = mean_figure(known)
+        known = {name: [value for value in values if value == value] for name, values in result.columns.items()}
+        found = {name: mean_figure(values) for name, values in known.items() if values}
         n = len(result.names)
         if "art results" in self.sets and "lpips" in found:
             ours, style = self._sides("art")
@@ -271,17 +250,15 @@ class Evaluator:
             # the mean cosine over all pairs of a result and a style picture
             cosine = self.sums["results"] @ self.sums["style"] / (n * style_count)
             found["clip_style"] = Figure(value=cosine.item(), count=n, references=style_count)
-        result.figures = {name: found[name] for name in KINDS if name in found and self._wanted(name)}
+        for name, kind in KINDS.items():  # LPIPS is shown with ArtFID, of which it is a part
+            if name in found and (kind.group in self.groups or (name == "lpips" and "artfid" in self.groups)):
+                result.figures[name] = found[name]
         return result
 
     def _sides(self, network: str) -> tuple[FeatureSet, FeatureSet]:
         if f"{network} style" not in self.sets:
             raise UserError("--style: none of its pictures could be used")
         return self.sets[f"{network} results"], self.sets[f"{network} style"]
-
-    def _wanted(self, name: str) -> bool:
-        """LPIPS is shown with ArtFID, of which it is a part."""
-        return KINDS[name].group in self.groups or (name == "lpips" and "artfid" in self.groups)
 
 
 def per_image(evaluation: Evaluation) -> Mapping[str, dict[str, float | None]]:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 Better = Literal["higher", "lower"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Kind:
     """What a figure is.
 
@@ -28,7 +28,7 @@ class Kind:
     better: Better
     reliable: int
     why: str
-    decimals: int = 3
+    decimals: int
 
 
 _FEW = "the mean of few pictures hangs on which pictures they are"
@@ -41,31 +41,25 @@ _KID = "its standard error is large"
 _WIN = "a rate from fewer than 100 pictures is off by 5 % and more by chance"
 
 KINDS: dict[str, Kind] = {
-    "lpips": Kind(title="LPIPS to the content", group="lpips", better="lower", reliable=30, why=_NOISE, decimals=4),
-    "ssim": Kind(title="SSIM to the content", group="ssim", better="higher", reliable=30, why=_NOISE),
-    "artfid": Kind(title="ArtFID", group="artfid", better="lower", reliable=10_000, why=_FID, decimals=2),
-    "art_fid": Kind(title="FID on art features", group="artfid", better="lower", reliable=10_000, why=_FID, decimals=2),
-    "fid": Kind(title="FID", group="fid", better="lower", reliable=10_000, why=_FID, decimals=2),
-    "kid": Kind(title="KID", group="kid", better="lower", reliable=1_000, why=_KID, decimals=5),
-    "pickscore": Kind(title="PickScore", group="pickscore", better="higher", reliable=100, why=_NOISE, decimals=2),
-    "pickscore_win_rate": Kind(title="PickScore win rate", group="pickscore", better="higher", reliable=100, why=_WIN),
-    "pickscore_share": Kind(
-        title="PickScore softmax share", group="pickscore", better="higher", reliable=100, why=_NOISE
-    ),
-    "clip_content": Kind(title="CLIP to the content", group="clip", better="higher", reliable=30, why=_NOISE),
-    "clip_style": Kind(title="CLIP to the style set", group="clip", better="higher", reliable=30, why=_FEW),
-    "clip_text": Kind(title="CLIP to the prompt", group="clip", better="higher", reliable=30, why=_NOISE),
-    "psnr": Kind(title="PSNR to the truth", group="truth", better="higher", reliable=30, why=_NOISE, decimals=2),
-    "ssim_truth": Kind(title="SSIM to the truth", group="truth", better="higher", reliable=30, why=_NOISE),
-    "style": Kind(title="Style distance", group="truth", better="lower", reliable=30, why=_NOISE, decimals=2),
-    "psnr_tone_free": Kind(
-        title="PSNR, tone-free", group="truth", better="higher", reliable=30, why=_NOISE, decimals=2
-    ),
-    "ssim_tone_free": Kind(title="SSIM, tone-free", group="truth", better="higher", reliable=30, why=_NOISE),
-    "style_tone_free": Kind(
-        title="Style distance, tone-free", group="truth", better="lower", reliable=30, why=_NOISE, decimals=2
-    ),
-    "content": Kind(title="Content distance", group="truth", better="lower", reliable=30, why=_NOISE, decimals=2),
+    "lpips": Kind("LPIPS to the content", "lpips", "lower", 30, _NOISE, 4),
+    "ssim": Kind("SSIM to the content", "ssim", "higher", 30, _NOISE, 3),
+    "artfid": Kind("ArtFID", "artfid", "lower", 10_000, _FID, 2),
+    "art_fid": Kind("FID on art features", "artfid", "lower", 10_000, _FID, 2),
+    "fid": Kind("FID", "fid", "lower", 10_000, _FID, 2),
+    "kid": Kind("KID", "kid", "lower", 1_000, _KID, 5),
+    "pickscore": Kind("PickScore", "pickscore", "higher", 100, _NOISE, 2),
+    "pickscore_win_rate": Kind("PickScore win rate", "pickscore", "higher", 100, _WIN, 3),
+    "pickscore_share": Kind("PickScore softmax share", "pickscore", "higher", 100, _NOISE, 3),
+    "clip_content": Kind("CLIP to the content", "clip", "higher", 30, _NOISE, 3),
+    "clip_style": Kind("CLIP to the style set", "clip", "higher", 30, _FEW, 3),
+    "clip_text": Kind("CLIP to the prompt", "clip", "higher", 30, _NOISE, 3),
+    "psnr": Kind("PSNR to the truth", "truth", "higher", 30, _NOISE, 2),
+    "ssim_truth": Kind("SSIM to the truth", "truth", "higher", 30, _NOISE, 3),
+    "style": Kind("Style distance", "truth", "lower", 30, _NOISE, 2),
+    "psnr_tone_free": Kind("PSNR, tone-free", "truth", "higher", 30, _NOISE, 2),
+    "ssim_tone_free": Kind("SSIM, tone-free", "truth", "higher", 30, _NOISE, 3),
+    "style_tone_free": Kind("Style distance, tone-free", "truth", "lower", 30, _NOISE, 2),
+    "content": Kind("Content distance", "truth", "lower", 30, _NOISE, 2),
 }
 GROUPS = tuple(dict.fromkeys(kind.group for kind in KINDS.values()))
 NETWORKS = {
@@ -97,15 +91,6 @@ class Figure:
     references: int | None = None
     error: float | None = None
 
-    @property
-    def smaller(self) -> int:
-        """Number of pictures on the smaller side."""
-        return self.count if self.references is None else min(self.count, self.references)
-
-    def counts(self) -> str:
-        """``n = 40``, or ``n = 40 against 100``."""
-        return f"n = {self.count:,}" + ("" if self.references is None else f" against {self.references:,}")
-
 
 def mean_figure(values: Sequence[float]) -> Figure:
     """Mean and standard error of one number a picture."""
@@ -115,14 +100,19 @@ def mean_figure(values: Sequence[float]) -> Figure:
     return Figure(value=mean, count=n, error=error)
 
 
+def counts(count: int, references: int | None) -> str:
+    """``40``, or ``40 against 100`` where the other side is a set."""
+    return f"{count:,}" + ("" if references is None else f" against {references:,}")
+
+
 def warning(name: str, figure: Figure) -> str | None:
     """What makes a figure of so few pictures unreliable, if anything does."""
     kind = KINDS[name]
     if not math.isfinite(figure.value):
         return "not a finite number: the features overflow or a picture is degenerate"
-    if figure.smaller >= kind.reliable:
+    if min(figure.count, figure.references or figure.count) >= kind.reliable:
         return None
-    return f"{figure.counts()}, at least {kind.reliable:,} are needed: {kind.why}"
+    return f"n = {counts(figure.count, figure.references)}, at least {kind.reliable:,} are needed: {kind.why}"
 
 
 def as_json(figures: Mapping[str, Figure]) -> dict[str, dict[str, Any]]:

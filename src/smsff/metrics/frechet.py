@@ -107,17 +107,12 @@ def kernel_distance(a: FeatureSet, b: FeatureSet) -> tuple[float, float]:
     m, n = len(x), len(y)
     k_xx, k_yy = (polynomial_kernel(s, s).fill_diagonal_(0) for s in (x, y))
     k_xy = polynomial_kernel(x, y)
-    within_x, within_y, between = k_xx.sum(), k_yy.sum(), k_xy.sum()
-    value = within_x / (m * (m - 1)) + within_y / (n * (n - 1)) - 2 * between / (m * n)
-    without_x = (
-        (within_x - 2 * k_xx.sum(1)) / ((m - 1) * (m - 2))
-        + within_y / (n * (n - 1))
-        - 2 * (between - k_xy.sum(1)) / ((m - 1) * n)
-    )
-    without_y = (
-        within_x / (m * (m - 1))
-        + (within_y - 2 * k_yy.sum(1)) / ((n - 1) * (n - 2))
-        - 2 * (between - k_xy.sum(0)) / (m * (n - 1))
-    )
+    sums = k_xx.sum(), k_yy.sum(), k_xy.sum()
+
+    def estimate(within_x: Tensor, within_y: Tensor, between: Tensor, m: int, n: int) -> Tensor:
+        return within_x / (m * (m - 1)) + within_y / (n * (n - 1)) - 2 * between / (m * n)
+
+    without_x = estimate(sums[0] - 2 * k_xx.sum(1), sums[1], sums[2] - k_xy.sum(1), m - 1, n)
+    without_y = estimate(sums[0], sums[1] - 2 * k_yy.sum(1), sums[2] - k_xy.sum(0), m, n - 1)
     variance = sum((k - 1) / k * (w - w.mean()).square().sum() for k, w in ((m, without_x), (n, without_y)))
-    return value.item(), math.sqrt(float(variance))
+    return estimate(*sums, m, n).item(), math.sqrt(float(variance))

@@ -42,12 +42,9 @@ class ArtInception(nn.Module):
         self.trunk = inception_v3(weights=None, aux_logits=False, transform_input=False, init_weights=False)
         self.trunk.fc = nn.Identity()
         state, own = load_weights(path), self.trunk.state_dict()
-        wanted = {name for name in own if not name.endswith("num_batches_tracked")}
-        if missing := sorted(wanted - state.keys()):
-            raise UserError(f"{path}: is no Inception-v3, it lacks {len(missing)} tensors (first: {missing[0]})")
-        misfits = [name for name in sorted(wanted) if state[name].shape != own[name].shape]
-        if misfits:
-            raise UserError(f"{path}: is no Inception-v3, {misfits[0]} has another shape")
+        wanted = sorted(name for name in own if not name.endswith("num_batches_tracked"))
+        if wrong := [name for name in wanted if name not in state or state[name].shape != own[name].shape]:
+            raise UserError(f"{path}: is no Inception-v3: {wrong[0]} is missing or has another shape")
         # beside the trunk the file holds two auxiliary branches, which no feature goes through
         self.trunk.load_state_dict({name: state.get(name, own[name]) for name in own})
         self.eval().requires_grad_(False)

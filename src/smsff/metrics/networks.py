@@ -20,25 +20,21 @@ FOLDER = "SMSFF_METRICS"
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkFile:
-    """One file, or one model folder of the hub, as its authors published it.
+    """One file, or one model of the Hugging Face hub, as its authors published it.
 
     Attributes:
         key: Its name in ``--weights KEY=PATH`` and in results.
         name: File name, or hub id.
-        source: Where to get it.
         size: Bytes; of a model of the hub the published size, rounded.
-        sha256: Of the file; None where not known for certain, and for models of the hub.
-        licence: As its authors state it; None where not known for certain.
-        hub: Whether it is a model of the hub (a folder).
+        source: Address of a file; a model of the hub is found by its name.
+        sha256: Of a file.
     """
 
     key: str
     name: str
-    source: str
     size: int
+    source: str | None = None
     sha256: str | None = None
-    licence: str | None = None
-    hub: bool = False
 
     @property
     def local_name(self) -> str:
@@ -46,48 +42,33 @@ class NetworkFile:
         return self.name.split("/")[-1]
 
 
-PUBLISHED = {
-    file.key: file
-    for file in (
-        NetworkFile(
-            key="alexnet",
-            name="alexnet-owt-7be5be79.pth",
-            source="https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
-            size=244_408_911,
-            sha256="7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02",
-        ),
-        NetworkFile(
-            key="inception",
-            name="weights-inception-2015-12-05-6726825d.pth",
-            source="https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
-            "weights-inception-2015-12-05-6726825d.pth",
-            size=95_628_359,
-            sha256="6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
-        ),
-        NetworkFile(
-            key="art_inception",
-            name="art_inception.pth",
-            source="https://huggingface.co/matthias-wright/art_inception/resolve/main/art_inception.pth",
-            size=107_935_977,
-            sha256="5bc1c20380401911d99d528b7b6e4430044b56edd5f7f26467222f3fb7c54e7e",
-            licence="MIT",
-        ),
-        NetworkFile(
-            key="clip",
-            name="openai/clip-vit-base-patch32",
-            source="https://huggingface.co/openai/clip-vit-base-patch32",
-            size=605_000_000,
-            hub=True,
-        ),
-        NetworkFile(
-            key="pickscore",
-            name="yuvalkirstain/PickScore_v1",
-            source="https://huggingface.co/yuvalkirstain/PickScore_v1",
-            size=3_940_000_000,
-            hub=True,
-        ),
-    )
-}
+_FILES = (
+    NetworkFile(
+        key="alexnet",
+        name="alexnet-owt-7be5be79.pth",
+        source="https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
+        size=244_408_911,
+        sha256="7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02",
+    ),
+    NetworkFile(
+        key="inception",
+        name="weights-inception-2015-12-05-6726825d.pth",
+        source="https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
+        "weights-inception-2015-12-05-6726825d.pth",
+        size=95_628_359,
+        sha256="6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+    ),
+    NetworkFile(
+        key="art_inception",
+        name="art_inception.pth",
+        source="https://huggingface.co/matthias-wright/art_inception/resolve/main/art_inception.pth",
+        size=107_935_977,
+        sha256="5bc1c20380401911d99d528b7b6e4430044b56edd5f7f26467222f3fb7c54e7e",
+    ),
+    NetworkFile(key="clip", name="openai/clip-vit-base-patch32", size=605_000_000),
+    NetworkFile(key="pickscore", name="yuvalkirstain/PickScore_v1", size=3_940_000_000),
+)
+PUBLISHED = {file.key: file for file in _FILES}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +76,6 @@ class Found:
     """A network that is there.
 
     Attributes:
-        file: What it should be.
         path: File, or model folder.
         sha256: Of the file; of a folder, of its largest file.
     """
@@ -118,7 +98,7 @@ def candidates(file: NetworkFile) -> list[Path]:
     """The places where a network is looked for, in this order, beside the one that the user names."""
     folder = os.environ.get(FOLDER)
     places = [Path(folder).expanduser() / file.local_name] if folder else []
-    if file.hub:
+    if file.source is None:
         from huggingface_hub import try_to_load_from_cache
 
         cached = try_to_load_from_cache(file.name, "config.json")
@@ -155,28 +135,26 @@ def find(key: str, paths: Mapping[str, Path]) -> Found:
         MissingNetworkError: it is nowhere, or a file of this name is another one (a download that broke off).
     """
     file = PUBLISHED[key]
-    if key in paths:
-        return Found(file=file, path=paths[key], sha256=_fingerprint(paths[key], file))
-    for path in candidates(file):
-        if path.exists():
-            found = Found(file=file, path=path, sha256=_fingerprint(path, file))
-            if found.published is False:
-                raise MissingNetworkError(
-                    f"{path} is not the published file ({path.stat().st_size:,} bytes instead of {file.size:,}, or "
-                    f"another SHA-256 than {file.sha256}): remove it and get it again from {file.source}, or name it "
-                    f"with --weights {key}={path} if that is what you want"
-                )
-            return found
-    raise MissingNetworkError(missing_sentence(file))
+    path = paths.get(key) or next((place for place in candidates(file) if place.exists()), None)
+    if path is None:
+        raise MissingNetworkError(missing_sentence(file))
+    found = Found(file=file, path=path, sha256=_fingerprint(path, file))
+    if found.published is False and key not in paths:
+        raise MissingNetworkError(
+            f"{path} is not the published file ({path.stat().st_size:,} bytes instead of {file.size:,}, or another "
+            f"SHA-256 than {file.sha256}): remove it and get it again from {file.source}, or name it with "
+            f"--weights {key}={path} if that is what you want"
+        )
+    return found
 
 
 def missing_sentence(file: NetworkFile) -> str:
     """One sentence: name, size, source, hash, and where to put it."""
-    if file.hub:
+    if file.source is None:
         return (
-            f"the model {file.name} is not here (about {spell_size(file.size)}, {file.source}, no hash recorded): fill "
-            f"the local cache with `hf download {file.name}`, or name its folder with --weights {file.key}=DIR or put "
-            f"it as {file.local_name} into the folder of the environment variable {FOLDER}"
+            f"the model {file.name} is not here (about {spell_size(file.size)}, https://huggingface.co/{file.name}, no "
+            f"hash recorded): fill the local cache with `hf download {file.name}`, or name its folder with --weights "
+            f"{file.key}=DIR or put it as {file.local_name} into the folder of the environment variable {FOLDER}"
         )
     place = candidates(file)[-1].parent
     return (
@@ -187,7 +165,7 @@ def missing_sentence(file: NetworkFile) -> str:
 
 def _fingerprint(path: Path, file: NetworkFile) -> str:
     """SHA-256 of a file, or of the largest file of a model folder."""
-    if not file.hub:
+    if file.source is not None:
         if not path.is_file():
             raise UserError(f"--weights {file.key}={path}: expected a file such as {file.name}")
         return file_sha256(path)

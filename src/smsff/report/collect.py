@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import math
@@ -26,6 +27,15 @@ RUN_FILES = ("config.yaml", "metrics.json", "evaluation.json", comparison.FILE)
 SHOWN = (("lpips", "LPIPS"), ("ssim", "SSIM"))
 FACTS = ("style.name", "style.words", "objective", "regularizer", "teacher", "generator", "data.root", "steps", "seed")
 """Settings that are shown at once; of a component its class."""
+
+
+RESULTS = {
+    "status": "status",
+    "images_seen": "images seen",
+    "wall_seconds": "seconds",
+    "images_per_second": "images/s",
+}
+"""Entries of metrics.json that are shown, with their labels."""
 
 
 def is_run(folder: Path) -> bool:
@@ -84,23 +94,28 @@ def collect(folders: Sequence[Path]) -> list[Entry]:
 
 
 def _entry(folder: Path, name: str, share: int) -> Entry:
-    for file, read in (("evaluation.json", _evaluation), (comparison.FILE, _comparison)):
+    for file, read in (("evaluation.json", _evaluation), (comparison.FILE, comparison.read_comparison)):
         if (folder / file).is_file():
             try:
                 return read(folder, name, share)
-            except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            except (AttributeError, IndexError, KeyError, OSError, RecursionError, TypeError, ValueError) as error:
                 reason = f"{type(error).__name__}: {error}"
                 raise UserError(f"{printable(folder / file)}: not written by smsff ({reason})") from error
     entry = Entry(name=name, folder=folder, kind="training run")
     config = _read_text(folder / "config.yaml")
     entry.config = config[:MOST_CONFIG]
-    entry.settings = dict(_flatten(_parse_yaml(config)))
+    with contextlib.suppress(yaml.YAMLError, RecursionError, ValueError):
+        entry.settings = dict(_flatten(yaml.safe_load(config)))
     metrics = read_json(folder / "metrics.json")
-    entry.facts = _chosen_settings(entry.settings) + _results(metrics)
+    entry.facts = _chosen_settings(entry.settings)
+    entry.facts += [(label, str(metrics[key])) for key, label in RESULTS.items() if key in metrics]
     entry.curves = read_curves(folder)
     known = metrics.get("known_style")
-    if isinstance(known, dict) and isinstance(known.get("table"), dict):
-        entry.known_style = str(known.get("style", "")), known["table"]
+    if isinstance(known, dict):
+        if isinstance(bar := known.get("bar"), dict) and "passed" in bar:
+            entry.facts.append(("bar", "reached" if bar["passed"] else "not reached"))
+        if isinstance(known.get("table"), dict):
+            entry.known_style = str(known.get("style", "")), known["table"]
     entry.slides = _run_slides(folder, name)[: max(1, SLIDES // share)]
     entry.pictures = _run_pictures(folder, name, share)
     return entry
@@ -110,21 +125,6 @@ def _chosen_settings(settings: Mapping[str, str]) -> list[tuple[str, str]]:
     targets = {key: settings[f"{key}._target_"].rsplit(".", 1)[-1] for key in FACTS if f"{key}._target_" in settings}
     found = {**settings, **targets}
     return [(key.removesuffix(".name"), found[key]) for key in FACTS if found.get(key, "None") != "None"]
-
-
-def _results(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
-    labels = {
-        "status": "status",
-        "images_seen": "images seen",
-        "wall_seconds": "seconds",
-        "images_per_second": "images/s",
-    }
-    facts = [(label, str(metrics[key])) for key, label in labels.items() if key in metrics]
-    bar = metrics.get("known_style", {}).get("bar", {}) if isinstance(metrics.get("known_style"), dict) else {}
-    return facts + ([("bar", "reached" if bar["passed"] else "not reached")] if "passed" in bar else [])
-
-
-# ------------------------------------------------------------------------------------------------------------- files
 
 
 def _read_text(path: Path) -> str:
@@ -143,13 +143,6 @@ def read_json(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _parse_yaml(text: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError, ValueError):
-        return {}
-
-
 def _flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
     if isinstance(node, dict):
         for key, value in node.items():
@@ -166,20 +159,14 @@ def read_curves(folder: Path) -> dict[str, Curve]:
         try:
             with path.open(newline="", encoding="utf-8", errors="replace") as file:
                 for row in csv.DictReader(file):
-                    _add_row(points, row)
+                    step = _number(row.pop("step", None))
+                    for name, text in row.items():
+                        value = _number(text)
+                        if isinstance(name, str) and name != "epoch" and step is not None and value is not None:
+                            points.setdefault(name, {})[step] = value
         except (OSError, csv.Error):
             continue
     return {name: sorted(values.items()) for name, values in points.items() if len(values) > 1}
-
-
-def _add_row(points: dict[str, dict[float, float]], row: Mapping[str | None, Any]) -> None:
-    step = _number(row.get("step"))
-    if step is None:
-        return
-    for name, text in row.items():
-        value = _number(text)
-        if isinstance(name, str) and name not in ("step", "epoch") and value is not None:
-            points.setdefault(name, {})[step] = value
 
 
 def _number(text: Any) -> float | None:
@@ -188,9 +175,6 @@ def _number(text: Any) -> float | None:
     except (TypeError, ValueError):
         return None
     return value if math.isfinite(value) else None
-
-
-# ---------------------------------------------------------------------------------------------------------- pictures
 
 
 def _size(path: Path) -> tuple[int, int] | None:
@@ -231,19 +215,9 @@ def _run_pictures(folder: Path, name: str, share: int) -> list[Source]:
 
 def _describe(path: Path) -> str:
     if path.parent.name == "samples":
-        return (
-            f"step {int(re.sub(r'[^0-9]', '', path.stem) or 0):,}: source, result, and relevance where it is computed"
-        )
+        step = int(re.sub(r"[^0-9]", "", path.stem) or 0)
+        return f"step {step:,}: source, result, and relevance where it is computed"
     return f"{printable(path.stem.removesuffix('_comparison'))}: the rows of the table side by side"
-
-
-# -------------------------------------------------------------------------------------- evaluations and comparisons
-
-
-def _comparison(folder: Path, name: str, share: int) -> Entry:
-    entry = Entry(name=name, folder=folder, kind="comparison")
-    comparison.read_comparison(read_json(folder / comparison.FILE), entry)
-    return entry
 
 
 def _evaluation(folder: Path, name: str, share: int) -> Entry:
@@ -260,12 +234,12 @@ def _evaluation(folder: Path, name: str, share: int) -> Entry:
                 entry.facts.append((f"SHA-256 of the {key} set", str(part["sha256"])))
     if content.get("prompt"):
         entry.facts.append(("prompt", str(content["prompt"])))
-    entry.messages = [
-        ("Notes", [str(note) for note in content.get("notes") or []]),
-        ("Not measured", [f"{key}: {reason}" for key, reason in (content.get("not_measured") or {}).items()]),
-        ("Left out", listed(content.get("left_out") or {})),
-    ]
-    entry.messages = [(heading, lines) for heading, lines in entry.messages if lines]
+    messages = {
+        "Notes": [str(note) for note in content.get("notes") or []],
+        "Not measured": [f"{key}: {reason}" for key, reason in (content.get("not_measured") or {}).items()],
+        "Left out": listed(content.get("left_out") or {}),
+    }
+    entry.messages = [(heading, lines) for heading, lines in messages.items() if lines]
     entry.slides = _evaluation_slides(pairs if isinstance(pairs, dict) else {}, name, share)
     return entry
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,15 +25,14 @@ SHEETS = {"distances.png": "content distance against style distance", "pictures.
 Values = Mapping[str, float]
 
 
-def read_comparison(content: Mapping[str, Any], entry: Entry) -> None:
-    """Fill the entry with the tables, plots and pictures of the benchmark.
-
-    Args:
-        content: As in results.json, with ``records``: a row, style, seed, photo, figures and picture each.
+def read_comparison(folder: Path, name: str, share: int) -> Entry:
+    """The tables, plots and pictures of the benchmark from its results.json.
 
     Raises:
-        KeyError, TypeError, ValueError: that is not what it holds.
+        KeyError, TypeError, ValueError: the file holds something else.
     """
+    content = json.loads((folder / FILE).read_text(encoding="utf-8"))
+    entry = Entry(name=name, folder=folder, kind="comparison")
     records = content["records"]
     styles = list(dict.fromkeys(record["style"] for record in records))
     parts = [(f"Mean of {len(styles)} styles", styles)] if len(styles) > 1 else []
@@ -51,6 +51,7 @@ def read_comparison(content: Mapping[str, Any], entry: Entry) -> None:
     entry.galleries = _galleries(records, entry.folder)
     if content.get("failed"):
         entry.messages.append(("Failed runs", [str(name) for name in content["failed"]]))
+    return entry
 
 
 def seed_means(records: Sequence[Mapping[str, Any]], row: str, style: str) -> dict[Any, dict[str, float]]:

@@ -13,13 +13,10 @@ Curve = Sequence[tuple[float, float]]
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A picture on the disk, or a part of one.
+    """A picture on the disk, or the part of it in `box` (left, top, right, bottom in pixels).
 
     Attributes:
-        path: The file.
-        alt: What is to be seen, in words.
-        caption: Shown below; `alt` if empty.
-        box: Left, top, right, bottom in pixels; None for all of it.
+        alt: Its content in words, shown below it where there is no caption.
         wide: Whether it is a sheet of several pictures, which needs more pixels.
     """
 
@@ -42,13 +39,9 @@ class Slide:
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One entry of a table.
+    """One entry of a table: text, a note on a second line, and a warning where the number is not reliable.
 
-    Attributes:
-        text: As shown.
-        value: The number for finding the best of a column; None if it takes no part.
-        note: Shown on a second, smaller line.
-        warning: Why the number is not reliable.
+    `value` is the number for finding the best of a column; None if it takes no part.
     """
 
     text: str
@@ -94,19 +87,16 @@ class Gallery:
 
 @dataclass(kw_only=True)
 class Entry:
-    """What one folder (a training run or an evaluation) has to show.
+    """What one folder has to show.
 
     Attributes:
         name: Short and different from those of the other folders.
-        folder: Where it is.
         kind: "training run", "evaluation" or "comparison".
         facts: Label and value.
-        settings: The configuration, dotted keys.
+        settings: The configuration by dotted keys; `config` is its text.
         curves: By figure.
         known_style: The style's name and the table of `smsff.metrics.table`, measured on the test photos.
         figures: Of an evaluation, as in evaluation.json.
-        tables: Further tables of its own.
-        galleries: Pictures of several methods.
         messages: What limits the figures: heading and lines.
     """
 

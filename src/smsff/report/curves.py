@@ -72,12 +72,7 @@ def label(value: float) -> str:
 
 
 def charts(curves: Mapping[str, Mapping[str, Curve]], names: Sequence[str]) -> list[Chart]:
-    """A chart for each figure.
-
-    Args:
-        curves: figure -> run -> points.
-        names: The runs; a run's place decides its colour.
-    """
+    """A chart for each figure of `curves` (figure -> run -> points); a run's place in `names` decides its colour."""
     return [_chart(figure, by_run, names) for figure, by_run in curves.items()]
 
 

@@ -7,6 +7,7 @@ stands in docs/metrics.md.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -43,14 +44,8 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     command.add_argument("--style", metavar="DIR", type=Path, help="images in the style (for artfid, fid, kid, clip)")
     command.add_argument("--truth", metavar="DIR", type=Path, help="true stylizations of the content, where known")
     command.add_argument("--prompt", metavar="TEXT", help="for pickscore and clip; {caption} is the content's caption")
-    command.add_argument(
-        "--against",
-        metavar="DIR",
-        type=Path,
-        action="append",
-        default=[],
-        help="other results, for the PickScore rates (repeatable)",
-    )
+    rivals = "other results, for the PickScore rates (repeatable)"
+    command.add_argument("--against", metavar="DIR", type=Path, action="append", default=[], help=rivals)
     command.add_argument("--out", metavar="DIR", type=Path, help="folder for the figures (default: RESULTS-evaluation)")
     command.add_argument("--figures", metavar="LIST", help="such as lpips,ssim (default: all that can be measured)")
     command.add_argument(
@@ -71,9 +66,12 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch finds no CUDA device")
     out = arguments.out or arguments.results.with_name(arguments.results.resolve().name + "-evaluation")
-    _check_out(out)
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file; it must be a folder")
     groups, missing = choose_groups(arguments)
-    networks, found, absent = load_networks(groups, parse_paths(arguments.weights), asked=arguments.figures is not None)
+    networks, found, absent = load_networks(
+        groups, parse_paths(arguments.weights), required=arguments.figures is not None
+    )
     missing |= absent
     groups = [group for group in groups if group not in absent]
     if not groups:
@@ -103,29 +101,29 @@ def choose_groups(arguments: argparse.Namespace) -> tuple[list[str], dict[str, s
     """
     from smsff.metrics.figures import GROUPS
 
-    asked = [name.strip() for name in arguments.figures.split(",")] if arguments.figures else list(GROUPS)
-    if unknown := [name for name in asked if name not in GROUPS]:
+    chosen = [name.strip() for name in arguments.figures.split(",")] if arguments.figures else list(GROUPS)
+    if unknown := [name for name in chosen if name not in GROUPS]:
         raise UserError(
             f"--figures: there is no {unknown[0] or 'figure without a name'}; there are {', '.join(GROUPS)}"
         )
     needs = {"artfid": "style", "fid": "style", "kid": "style", "pickscore": "prompt", "truth": "truth"}
     absent = {
-        group: f"needs --{needs[group]}"
-        for group in asked
-        if group in needs and getattr(arguments, needs[group]) is None
+        group: f"needs --{option}"
+        for group, option in needs.items()
+        if group in chosen and getattr(arguments, option) is None
     }
     if arguments.figures and absent:
         raise UserError("--figures: " + "; ".join(f"{group} {reason}" for group, reason in absent.items()))
-    return [group for group in dict.fromkeys(asked) if group not in absent], absent
+    return [group for group in dict.fromkeys(chosen) if group not in absent], absent
 
 
 def load_networks(
-    groups: Sequence[str], paths: Mapping[str, Path], *, asked: bool
+    groups: Sequence[str], paths: Mapping[str, Path], *, required: bool
 ) -> tuple[Networks, dict[str, Found], dict[str, str]]:
     """The networks of these groups, where they were found, and why groups are left out: reason by group.
 
     Raises:
-        UserError: a file is damaged, or `asked` and a network is missing.
+        UserError: a file is damaged, or a network is missing that is `required`.
     """
     from smsff.metrics import networks as files
     from smsff.metrics.clip import Clip
@@ -138,17 +136,19 @@ def load_networks(
     absent: dict[str, str] = {}
     for group in groups:
         try:
-            for key in NETWORKS[group]:
-                found.setdefault(key, files.find(key, paths))
+            found |= {key: files.find(key, paths) for key in NETWORKS[group] if key not in found}
         except files.MissingNetworkError as error:
-            if asked:
+            if required:
                 raise UserError(f"--figures: {group} cannot be measured: {error}") from error
             absent[group] = str(error)
-    used = {key for group in groups if group not in absent for key in NETWORKS[group]}
-    found = {key: value for key, value in found.items() if key in used}
-    builders = {"alexnet": Perceptual, "art_inception": ArtInception, "inception": ReferenceInception, "clip": Clip}
-    fields = {"alexnet": "lpips", "art_inception": "art", "inception": "reference", "clip": "clip"}
-    built: dict[str, Any] = {fields.get(key, key): builders.get(key, Clip)(found[key].path) for key in found}
+    builders: dict[str, tuple[str, Any]] = {
+        "alexnet": ("lpips", Perceptual),
+        "art_inception": ("art", ArtInception),
+        "inception": ("reference", ReferenceInception),
+        "clip": ("clip", Clip),
+        "pickscore": ("pickscore", Clip),
+    }
+    built = {builders[key][0]: builders[key][1](item.path) for key, item in found.items()}
     return Networks(**built), found, absent
 
 
@@ -225,10 +225,8 @@ def median_side(paths: Sequence[Path], most: int = 200) -> int:
 
     sides = []
     for path in paths[:: max(1, len(paths) // most)]:
-        try:
+        with contextlib.suppress(ImageError):
             sides.append(min(image_size(path)))
-        except ImageError:
-            continue
     return sorted(sides)[len(sides) // 2] if sides else 0
 
 
@@ -255,11 +253,6 @@ def write(out: Path, content: Mapping[str, Any]) -> None:
     print(text)
     report = write_report(out / "report.html", [out])
     print(f"Written to {printable(out)}: {FILE}, evaluation.md, {report.name}")
-
-
-def _check_out(out: Path) -> None:
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out} is a file; it must be a folder")
 
 
 def _progress(items: Sequence[T], what: str) -> Iterable[T]:

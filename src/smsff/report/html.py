@@ -17,7 +17,7 @@ from smsff.errors import UserError
 from smsff.report import curves, tables
 from smsff.report.collect import collect
 from smsff.report.content import Curve, Entry, Gallery, Slide, Source
-from smsff.report.pictures import LIMIT, Picture, embed
+from smsff.report.pictures import LIMIT, embed
 from smsff.report.text import grouped_warnings
 
 PAGE = Path(__file__).parent / "page"
@@ -39,7 +39,11 @@ def write_report(path: str | Path, runs: Sequence[str | Path], *, title: str | N
     """
     target = Path(path)
     entries = collect([Path(run) for run in runs])
-    page = render(entries, title=title or _title(entries), limit=limit)
+    page = render(
+        entries,
+        title=title or (entries[0].name if len(entries) == 1 else f"Comparison of {len(entries)} runs"),
+        limit=limit,
+    )
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         # a lone surrogate, from a file name in some other encoding, has no place in UTF-8
@@ -49,10 +53,6 @@ def write_report(path: str | Path, runs: Sequence[str | Path], *, title: str | N
     return target
 
 
-def _title(entries: Sequence[Entry]) -> str:
-    return entries[0].name if len(entries) == 1 else f"Comparison of {len(entries)} runs"
-
-
 def render(entries: Sequence[Entry], *, title: str, limit: int = LIMIT) -> str:
     """The page as text; every name and number in it is escaped."""
     pictures = embed(_sources(entries), limit=limit)
@@ -60,9 +60,8 @@ def render(entries: Sequence[Entry], *, title: str, limit: int = LIMIT) -> str:
         entry.slides = [slide for slide in entry.slides if slide.before in pictures and slide.after in pictures]
         entry.pictures = [source for source in entry.pictures if source in pictures]
     galleries = [*shared_pictures(entries), *(gallery for entry in entries for gallery in entry.galleries)]
-    own = [table for entry in entries for table in entry.tables]
     found = [
-        *own,
+        *(table for entry in entries for table in entry.tables),
         tables.evaluation_table(entries),
         *tables.known_style_tables(entries),
         tables.settings_table(entries),
@@ -76,8 +75,11 @@ def render(entries: Sequence[Entry], *, title: str, limit: int = LIMIT) -> str:
         entries=entries,
         pictures=pictures,
         tables=[table for table in found if table is not None],
-        warnings=_warnings(entries),
-        galleries=[_without(gallery, pictures) for gallery in galleries],
+        warnings=[(entry.name, *group) for entry in entries for group in grouped_warnings(entry.figures)],
+        galleries=[
+            replace(gallery, pictures=tuple(item for item in gallery.pictures if item[1] in pictures))
+            for gallery in galleries
+        ],
         charts=curves.charts(_by_figure(entries), [entry.name for entry in entries]),
         geometry=curves,
         style=style,
@@ -97,11 +99,6 @@ def _sources(entries: Sequence[Entry]) -> list[Source]:
     return found
 
 
-def _without(gallery: Gallery, pictures: Mapping[Source, Picture]) -> Gallery:
-    """The gallery without pictures that could not be read."""
-    return replace(gallery, pictures=tuple((name, source) for name, source in gallery.pictures if source in pictures))
-
-
 def _policy(style: str, script: str) -> str:
     """Content security policy: nothing is loaded from anywhere, and no other style or script than ours runs."""
     digests = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script))
@@ -110,11 +107,6 @@ def _policy(style: str, script: str) -> str:
         f"default-src 'none'; img-src data:; style-src 'sha256-{style_hash}'; script-src 'sha256-{script_hash}'; "
         "base-uri 'none'; form-action 'none'"
     )
-
-
-def _warnings(entries: Sequence[Entry]) -> list[tuple[str, str, str]]:
-    """(run, figures, why they are not reliable)."""
-    return [(entry.name, *group) for entry in entries for group in grouped_warnings(entry.figures)]
 
 
 def shared_pictures(entries: Sequence[Entry]) -> list[Gallery]:

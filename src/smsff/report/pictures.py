@@ -22,13 +22,7 @@ QUALITY = 84
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture in the page.
-
-    Attributes:
-        uri: ``data:`` address with the encoded picture.
-        width, height: Of what is encoded, in pixels.
-        original: Width and height on the disk.
-    """
+    """A picture in the page: ``data:`` address, size of what is encoded, and size on the disk, in pixels."""
 
     uri: str
     width: int
@@ -42,19 +36,11 @@ def embed(sources: Iterable[Source], *, limit: int = LIMIT) -> dict[Source, Pict
 
     A picture that cannot be read any more is left out. The last size is taken even if it is above the limit.
     """
-    wanted = list(dict.fromkeys(sources))
-    pictures: dict[Source, Picture] = {}
+    wanted, pictures = list(dict.fromkeys(sources)), {}
     for side in SIDES:
-        pictures = {}
-        total = 0
-        for source in wanted:
-            picture = _encode(source, side)
-            if picture is not None:
-                pictures[source] = picture
-                total += len(picture.uri)
-            if total > limit and side != SIDES[-1]:
-                break
-        else:
+        encoded = ((source, _encode(source, side)) for source in wanted)
+        pictures = {source: picture for source, picture in encoded if picture is not None}
+        if sum(len(picture.uri) for picture in pictures.values()) <= limit:
             break
     return pictures
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from smsff.metrics.figures import KINDS, spell
+from smsff.metrics.figures import KINDS, counts, spell
 from smsff.metrics.table import COLUMNS, OURS, ROWS
 from smsff.report.content import Cell, Entry, Heading, Table
-from smsff.report.text import counts
 
 LOWER = ("style", "style_tone_free", "content", "content_tone_free")
 MOST_SETTINGS = 40
@@ -47,17 +46,10 @@ def _figure_cell(entry: Entry, name: str) -> Cell:
     figure = entry.figures.get(name)
     if figure is None:
         return Cell(text="–")
-    value = _finite(figure.get("value"))
-    return Cell(
-        text=spell(name, value),
-        value=value,
-        note=f"n = {counts(figure)}" + _error(name, figure.get("standard_error")),
-        warning=str(figure.get("warning") or ""),
-    )
-
-
-def _error(name: str, error: object) -> str:
-    return f", ± {error:.{KINDS[name].decimals}f}" if isinstance(error, float) else ""
+    value, error = _finite(figure.get("value")), figure.get("standard_error")
+    note = f"n = {counts(figure['count'], figure['references'])}"
+    note += f", ± {error:.{KINDS[name].decimals}f}" if isinstance(error, float) else ""
+    return Cell(text=spell(name, value), value=value, note=note, warning=str(figure.get("warning") or ""))
 
 
 def known_style_tables(entries: Sequence[Entry]) -> list[Table]:
@@ -98,11 +90,8 @@ def _known_style_table(style: str, runs: Sequence[Entry]) -> Table:
 
 
 def _known_cells(figures: Mapping[str, object]) -> tuple[Cell, ...]:
-    cells = []
-    for key, (_, decimals) in COLUMNS.items():
-        value = _finite(figures.get(key))
-        cells.append(Cell(text="–" if value is None else f"{value:.{decimals}f}", value=value))
-    return tuple(cells)
+    values = [(_finite(figures.get(key)), decimals) for key, (_, decimals) in COLUMNS.items()]
+    return tuple(Cell(text="–" if v is None else f"{v:.{decimals}f}", value=v) for v, decimals in values)
 
 
 def _mean(values: Sequence[object]) -> float | None:

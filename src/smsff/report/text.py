@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from smsff.metrics.figures import spell
+from smsff.metrics.figures import counts, spell
 
 ARROWS = {"higher": "↑", "lower": "↓"}
 NAMED = 10
@@ -22,12 +22,6 @@ def listed(entries: Mapping[str, str]) -> list[str]:
     """Files with the reason, the first of them; each line plain text."""
     lines = [reason if name in reason else f"{name}: {reason}" for name, reason in list(entries.items())[:NAMED]]
     return lines + ([f"and {len(entries) - NAMED:,} more"] if len(entries) > NAMED else [])
-
-
-def counts(figure: Mapping[str, Any]) -> str:
-    """Number of pictures, and of references where there is a set of them."""
-    references = figure["references"]
-    return f"{figure['count']:,}" + ("" if references is None else f" against {references:,}")
 
 
 def grouped_warnings(figures: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
@@ -59,7 +53,8 @@ def evaluation_markdown(content: Mapping[str, Any]) -> str:
     for name, figure in content["figures"].items():
         value = spell(name, figure["value"], figure["standard_error"])
         title = f"{figure['title']} {ARROWS[figure['better']]}"
-        lines.append(f"| {title}{' (!)' if figure['warning'] else ''} | {value} | {counts(figure)} |")
+        images = counts(figure["count"], figure["references"])
+        lines.append(f"| {title}{' (!)' if figure['warning'] else ''} | {value} | {images} |")
     warnings = [f"{titles}: {why}" for titles, why in grouped_warnings(content["figures"])]
     left_out = content["left_out"]
     lines += _section("(!) Not reliable", warnings)

@@ -93,8 +93,7 @@ def _length(plain: Mapping[str, Any], trainer: pl.Trainer) -> str:
 
 def _memory(plain: Mapping[str, Any]) -> str:
     from smsff.weights.forecast import forecast
-    from smsff.weights.manifest import needs
-    from smsff.weights.status import look
+    from smsff.weights.manifest import look, needs
 
     memory, unknown = forecast(plain, [look(need, None, verify=False) for need in needs(plain)], gpus=1)
     if memory is None:

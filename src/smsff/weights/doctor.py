@@ -13,25 +13,20 @@ from rich.console import Console
 from smsff.config.paths import FILES
 from smsff.errors import UserError
 from smsff.weights.compose import composed, find_conf
-from smsff.weights.fetch import by_hand, has_source, terms
+from smsff.weights.fetch import by_hand, source_of, terms
 from smsff.weights.files import spell_size
 from smsff.weights.forecast import forecast, room_problems
 from smsff.weights.machine import describe_machine, hardware_problems, room, runs_on_gpu, versions
-from smsff.weights.manifest import needs, read_lock
-from smsff.weights.status import Status, look
+from smsff.weights.manifest import Need, Status, look, needs, read_lock
 
 
 def doctor(overrides: Sequence[str], *, conf: str | None = None, verify: bool = False, as_json: bool = False) -> int:
-    """Print what is there and what is missing for a command line.
+    """Print what is there and what is missing for the overrides of train.py; returns 0 if nothing is missing, else 1.
 
     Args:
-        overrides: As for train.py.
         conf: Folder of the configuration; see `find_conf`.
         verify: Compute the hashes of the weights too.
         as_json: Print `examine`'s report as JSON.
-
-    Returns:
-        0 if nothing is missing, else 1.
 
     Raises:
         UserError: there is no such configuration.
@@ -47,12 +42,7 @@ def doctor(overrides: Sequence[str], *, conf: str | None = None, verify: bool = 
 
 
 def examine(plain: Mapping[str, Any], *, overrides: Sequence[str] = (), verify: bool = False) -> dict[str, Any]:
-    """The report on a resolved configuration, as plain containers.
-
-    Args:
-        overrides: Of the command line, for the command that the report proposes.
-        verify: Compute the hashes of the weights too.
-    """
+    """The report on a resolved configuration, as plain containers; it proposes a command with these overrides."""
     locked = read_lock()
     found = [look(need, locked.get(need.name), verify=verify) for need in needs(plain)]
     machine = describe_machine()
@@ -73,7 +63,11 @@ def examine(plain: Mapping[str, Any], *, overrides: Sequence[str] = (), verify: 
     if run_dir["reason"]:
         problems.append(f"run_dir={run_dir['path']}: cannot be written in {run_dir['on']} ({run_dir['reason']})")
     return {
-        "weights": [_weights(status) for status in found],
+        "weights": [
+            {"key": one.need.key, "name": one.need.name, "state": one.state, "size": one.size, "hash": one.hash}
+            | {"revision": one.revision, "reason": one.reason, "source": _source(one.need), "terms": terms(one.need)}
+            for one in found
+        ],
         "loras": loras,
         "memory": memory,
         "memory_unknown": unknown,
@@ -90,19 +84,8 @@ def examine(plain: Mapping[str, Any], *, overrides: Sequence[str] = (), verify: 
     }
 
 
-def _weights(status: Status) -> dict[str, Any]:
-    need, weight = status.need, status.need.weight
-    return {
-        "key": need.key,
-        "name": need.name,
-        "state": status.state,
-        "size": status.size,
-        "hash": status.hash,
-        "revision": status.revision,
-        "reason": status.reason,
-        "source": "hub" if need.hub else weight.source if weight else None,
-        "terms": terms(need),
-    }
+def _source(need: Need) -> str | None:
+    return "hub" if need.hub else need.weight.source if need.weight else None
 
 
 def _problem(status: Status, overrides: Sequence[str]) -> str:
@@ -111,7 +94,7 @@ def _problem(status: Status, overrides: Sequence[str]) -> str:
         mend = "run `smsff fetch` again" if need.hub else f"move {need.path} away and get it again"
         return f"{need.key}={need.name}: {status.reason}; {mend}"
     command = f"smsff fetch {shlex.join(overrides)}".strip()
-    fetch = f"run `{command}`, or " if has_source(need) else ""
+    fetch = f"run `{command}`, or " if source_of(need) else ""
     return f"{need.key}={need.name}: missing; {fetch}{by_hand(need)}"
 
 
@@ -171,10 +154,8 @@ def lines(report: Mapping[str, Any]) -> Iterator[str]:
         commit = f", commit {one['revision'][:12]}" if one["revision"] else ""
         yield f"  {one['state']:<8} {one['key']:<19} {one['name']}  {size}, {note}{commit}; {one['terms']}"
     for one in report["loras"]:
-        ranks, layers = (
-            ", ".join(map(str, one["ranks"])) or "none",
-            ", ".join(f"{n} in {p}" for p, n in one["layers"].items()),
-        )
+        ranks = ", ".join(map(str, one["ranks"])) or "none"
+        layers = ", ".join(f"{n} in {p}" for p, n in one["layers"].items())
         yield f"  LoRA     {Path(one['path']).name}: {one['format']} {', '.join(one['algorithms'])}, rank {ranks}"
         yield f"           for {one['family'] or 'a base model that it does not name'}; layers: {layers}"
         if one["unusable"]:

@@ -1,4 +1,4 @@
-"""One file over HTTP(S): resumed where it broke off, checked, and in its place only when it is whole and right."""
+"""One file over HTTP(S): resumed, checked, and put in its place only when it is complete and right."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ TOKENS = {"civitai.com": "CIVITAI_TOKEN", "huggingface.co": "HF_TOKEN"}
 """Environment variable with the access token of a host; of other hosts see `token_variable`."""
 
 
-class _AgainError(Exception):
-    """The server is busy or the connection broke: worth another attempt, after ``wait`` seconds if it said so."""
+class _RetryError(Exception):
+    """The server is busy or the connection broke: try again, after ``wait`` seconds if the server gave a time."""
 
     def __init__(self, reason: str, wait: float = 0.0) -> None:
         super().__init__(reason)
@@ -35,13 +35,7 @@ class _AgainError(Exception):
 
 @dataclass(frozen=True)
 class Download:
-    """What is to be fetched, and what is known of it.
-
-    Attributes:
-        url: http or https.
-        path: Where it goes.
-        size, sha256: Enforced where they are known.
-    """
+    """An address (http or https), the file it goes to, and its size and hash where they are known."""
 
     url: str
     path: Path
@@ -50,7 +44,7 @@ class Download:
 
     @property
     def part(self) -> Path:
-        """Where the bytes are until they are all there."""
+        """Where the bytes are until all of them have come."""
         return self.path.with_name(self.path.name + ".part")
 
     @property
@@ -76,21 +70,19 @@ def download(
     attempts: int = 6,
     wait: float = 1.0,
 ) -> bool:
-    """Fetch a file. At its place there is the whole file or none; what came of a broken download is kept beside it.
-
-    Another process that fetches into the same folder is waited for, and what it brought is not fetched again.
+    """Fetch a file. In its place there is the complete file or none; the bytes of a broken download are kept beside it.
 
     Args:
-        progress: Told of every piece of data.
-        say: Told of retries and waiting, one line each.
+        progress: Called for every piece of data.
+        say: Called with one line for each retry, and while another process fetches into the folder.
         attempts: In a row, without one new byte.
-        wait: Seconds before the second attempt; twice as long before each further one, a minute at most.
+        wait: Seconds before the second attempt; doubled before each further one, a minute at most.
 
     Returns:
-        False if the file was there already, put there by another process that was waited for; then it is not checked.
+        False if another process has put the file there meanwhile; then it is not checked.
 
     Raises:
-        UserError: one sentence about the network, the server, the disk, or a file that is not what it should be.
+        UserError: network, server or disk fail, or the file has another size or hash.
     """
     try:
         wanted.path.parent.mkdir(parents=True, exist_ok=True)
@@ -103,8 +95,7 @@ def download(
             wanted.notes.unlink(missing_ok=True)
             return True
     except OSError as error:  # the disk: requests' own errors, which are OSErrors too, end in _receive
-        kept = f"; {wanted.part.name} is kept and goes on from there" if wanted.part.exists() else ""
-        raise UserError(f"{wanted.path}: cannot be written ({error.strerror or error}){kept}") from error
+        raise UserError(f"{wanted.path}: cannot be written ({error.strerror or error}){_kept(wanted)}") from error
 
 
 def token_variable(host: str) -> str:
@@ -119,50 +110,51 @@ def _receive(wanted: Download, progress: Progress, say: Callable[[str], None], a
         while True:
             before = _length(wanted.part)
             try:
-                _request(session, wanted, progress)
-                return
-            except (_AgainError, requests.RequestException) as error:
-                grown = _length(wanted.part) > before
+                return _request(session, wanted, progress)
+            except (_RetryError, requests.RequestException) as error:
+                grown, reason = _length(wanted.part) > before, _reason(error)
                 failures = 1 if grown else failures + 1
-                reason = _reason(error)
                 if isinstance(error, ValueError):  # requests' errors about the address itself
                     raise UserError(f"{wanted}: not an address that can be fetched ({reason})") from None
                 if failures == 1 and not grown and _unreachable(error):
                     raise UserError(f"{wanted}: {wanted.host} cannot be reached ({reason}); no network?") from None
                 if failures >= attempts:
-                    kept = f"; {wanted.part.name} is kept and goes on from there" if _length(wanted.part) else ""
-                    raise UserError(f"{wanted}: given up after {attempts} attempts ({reason}){kept}") from None
-                asked = error.wait if isinstance(error, _AgainError) else 0.0
-                pause = max(asked, min(60.0, wait * 2 ** (failures - 1)))
-                say(f"{wanted.path.name}: {reason}; again in {pause:.0f} s")
-                time.sleep(pause)
+                    raise UserError(f"{wanted}: given up after {attempts} attempts ({reason}){_kept(wanted)}") from None
+                pause = max(getattr(error, "wait", 0.0), min(60.0, wait * 2 ** (failures - 1)))
+            say(f"{wanted.path.name}: {reason}; again in {pause:.0f} s")
+            time.sleep(pause)
 
 
 def _request(session: requests.Session, wanted: Download, progress: Progress) -> None:
-    """One request for what is missing; returns when `part` is whole."""
+    """One request for the missing bytes; returns when `part` is complete."""
     have, validator = _resumable(wanted)
     headers = {"Accept-Encoding": "identity"}  # a compressed answer has other offsets
     if token := os.environ.get(token_variable(wanted.host)):
-        headers["Authorization"] = f"Bearer {token}"  # requests drops it where another host is redirected to
+        headers["Authorization"] = f"Bearer {token}"  # requests drops it on a redirect to another host
     if have:
-        headers["Range"] = f"bytes={have}-"
-        if validator:
-            headers["If-Range"] = validator
+        headers |= {"Range": f"bytes={have}-"} | ({"If-Range": validator} if validator else {})
     with session.get(wanted.url, headers=headers, stream=True, timeout=TIMEOUT) as response:
-        if response.status_code == 416:  # no bytes beyond those that are there
+        if response.status_code == 416:  # no bytes beyond `have`
             if response.headers.get("Content-Range", "").rpartition("/")[2] == str(have):
                 return
             wanted.part.unlink(missing_ok=True)
-            raise _AgainError("the file has changed on the server")
-        _refuse(response, wanted)
+            raise _RetryError("the file has changed on the server")
+        _check_answer(response, wanted)
         start, total = _extent(response)
         if start not in (0, have):
-            raise _AgainError("the server sent another part than asked for")
+            raise _RetryError("the server sent another part of the file")
         if wanted.size is not None and total not in (None, wanted.size):
             raise UserError(f"{wanted}: the server has {total:,} bytes, the manifest says {wanted.size:,}")
-        _check_disk(wanted.path.parent, wanted, (total or wanted.size or 0) - start)
+        missing, free = (total or wanted.size or 0) - start, shutil.disk_usage(wanted.path.parent).free
+        if missing + SPARE > free:
+            raise UserError(
+                f"{wanted.path}: the disk is too small: {spell_size(missing)} are to come, {spell_size(free)} are free"
+            )
         if start == 0:
-            wanted.notes.write_text(json.dumps({"url": str(wanted), "validator": _validator(response)}))
+            # what If-Range takes (RFC 9110, 13.1.5): a strong entity tag, else the date
+            tag = response.headers.get("ETag", "")
+            validator = tag if tag and not tag.startswith("W/") else response.headers.get("Last-Modified")
+            wanted.notes.write_text(json.dumps({"url": str(wanted), "validator": validator}))
         with wanted.part.open("r+b" if start else "wb") as file:
             file.seek(start)
             for piece in response.iter_content(CHUNK):
@@ -172,33 +164,23 @@ def _request(session: requests.Session, wanted: Download, progress: Progress) ->
             file.flush()
             os.fsync(file.fileno())
     if total is not None and start != total:
-        raise _AgainError(f"the connection broke off after {start:,} of {total:,} bytes")
+        raise _RetryError(f"the connection broke off after {start:,} of {total:,} bytes")
 
 
 def _resumable(wanted: Download) -> tuple[int, str | None]:
-    """Bytes of `part` that may be built upon, and the validator of the version they are of.
-
-    Without a validator the server cannot say that the file has changed meanwhile; then only a hash can.
-    """
+    """Bytes of `part` that can be kept, and the validator of their version; without one only a hash can check them."""
     have = _length(wanted.part)
     try:
         notes = json.loads(wanted.notes.read_text())
     except (OSError, ValueError):
         return 0, None
-    if have == 0 or notes.get("url") != str(wanted) or (wanted.size is not None and have > wanted.size):
-        return 0, None
     validator = notes.get("validator")
-    return (have, validator) if validator or wanted.sha256 else (0, None)
-
-
-def _validator(response: requests.Response) -> str | None:
-    """What If-Range takes (RFC 9110, 13.1.5): a strong entity tag, else the date."""
-    tag = response.headers.get("ETag", "")
-    return tag if tag and not tag.startswith("W/") else response.headers.get("Last-Modified")
+    fits = notes.get("url") == str(wanted) and (wanted.size is None or have <= wanted.size)
+    return (have, validator) if have and fits and (validator or wanted.sha256) else (0, None)
 
 
 def _extent(response: requests.Response) -> tuple[int, int | None]:
-    """Offset of the first byte of the body in the file, and the size of the whole file."""
+    """Offset of the first byte of the body in the file, and the size of the complete file."""
     if response.status_code == 206:
         span, _, total = response.headers.get("Content-Range", "").rpartition(" ")[2].partition("/")
         start = span.partition("-")[0]
@@ -207,8 +189,8 @@ def _extent(response: requests.Response) -> tuple[int, int | None]:
     return 0, int(length) if length.isdigit() else None
 
 
-def _refuse(response: requests.Response, wanted: Download) -> None:
-    """Turn every answer but the file into an error."""
+def _check_answer(response: requests.Response, wanted: Download) -> None:
+    """Raise an error for every answer but the file."""
     status, page = response.status_code, "text/html" in response.headers.get("Content-Type", "")
     if status in (401, 403) or (status == 200 and page and wanted.path.suffix not in (".html", ".htm")):
         variable = token_variable(wanted.host)
@@ -222,23 +204,14 @@ def _refuse(response: requests.Response, wanted: Download) -> None:
         raise UserError(f"{wanted}: not found there ({status}); get the file elsewhere and save it as {wanted.path}")
     if status == 429 or status >= 500:
         after = response.headers.get("Retry-After", "")
-        raise _AgainError(f"{wanted.host} answers {status}", float(after) if after.isdigit() else 0.0)
+        raise _RetryError(f"{wanted.host} answers {status}", float(after) if after.isdigit() else 0.0)
     if status not in (200, 206):
         raise UserError(f"{wanted}: {wanted.host} answers {status} {response.reason}")
 
 
-def _check_disk(folder: Path, wanted: Download, missing: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if missing + SPARE > free:
-        raise UserError(
-            f"{wanted.path}: the disk is too small: {spell_size(missing)} are to come, {spell_size(free)} are free"
-        )
-
-
 def _verify(wanted: Download) -> None:
-    """Hold the whole file against what is known; one that is wrong is removed, or every resume would end here."""
-    found = _length(wanted.part)
-    fault = None
+    """Check size, hash and header. A wrong file is removed, or every resumed download would fail here."""
+    found, fault = _length(wanted.part), None
     if wanted.size is not None and found != wanted.size:
         fault = f"has {found:,} bytes, the manifest says {wanted.size:,}"
     elif wanted.sha256 is not None and (digest := file_sha256(wanted.part)) != wanted.sha256.lower():
@@ -248,7 +221,7 @@ def _verify(wanted: Download) -> None:
     if fault:
         wanted.part.unlink(missing_ok=True)
         wanted.notes.unlink(missing_ok=True)
-        raise UserError(f"{wanted.path}: what {wanted} gives {fault}; it was thrown away")
+        raise UserError(f"{wanted.path}: the file from {wanted} {fault}; it was removed")
 
 
 def _unreachable(error: Exception) -> bool:
@@ -256,15 +229,15 @@ def _unreachable(error: Exception) -> bool:
     return isinstance(error, requests.ConnectionError) and hasattr((error.args or (None,))[0], "reason")
 
 
-def _reason(error: Exception) -> str:
-    """A few words: the innermost cause of a chain of connection errors, without the address of a Python object."""
-    inner: object = error
-    while isinstance(inner, Exception):
-        error, inner = inner, getattr(inner, "reason", None) or (inner.args[0] if inner.args else None)
-    text = (
-        str(error).rpartition(": ")[2] if " object at 0x" in str(error) or "Connection(" in str(error) else str(error)
-    )
-    return (text or type(error).__name__).splitlines()[0][:120]
+def _reason(error: BaseException) -> str:
+    """The innermost cause in a few words."""
+    while inner := error.__cause__ or error.__context__:
+        error = inner
+    return (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0][:120]
+
+
+def _kept(wanted: Download) -> str:
+    return f"; {wanted.part.name} is kept, the next fetch continues it" if _length(wanted.part) else ""
 
 
 def _length(path: Path) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
@@ -16,8 +16,7 @@ from smsff.weights.compose import composed, find_conf
 from smsff.weights.download import Download, download
 from smsff.weights.files import FileRecord, Progress, file_sha256, spell_size
 from smsff.weights.hub import ask_hub, fill_cache, missing_bytes
-from smsff.weights.manifest import LOCK, Locked, Need, needs, read_lock, write_lock
-from smsff.weights.status import Status, look
+from smsff.weights.manifest import LOCK, Locked, Need, Status, look, needs, read_lock, write_lock
 
 
 def fetch(overrides: Sequence[str], *, conf: str | None = None, dry_run: bool = False) -> int:
@@ -35,27 +34,25 @@ def fetch(overrides: Sequence[str], *, conf: str | None = None, dry_run: bool = 
         UserError: there is no such configuration.
     """
     plain = composed(find_conf(conf), overrides)
-    talk, locked = _Talk(), read_lock()
+    output, locked = _Output(), read_lock()
     if offline():
-        talk.say("HF_HUB_OFFLINE is set: nothing is fetched, only what is there is looked at")
-    complete = [_one(need, locked.get(need.name), talk, dry_run=dry_run) for need in needs(plain)]
+        output.say("HF_HUB_OFFLINE is set: nothing is fetched, only what is there is looked at")
+    complete = [_one(need, locked.get(need.name), output, dry_run=dry_run) for need in needs(plain)]
     return 0 if all(complete) else 1
 
 
 def offline() -> bool:
-    """Whether the environment forbids to use the network, in the hub's own words."""
-    return any(
-        os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")
-        for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
-    )
+    """Whether the environment forbids the use of the network, by the hub's variables."""
+    values = (os.environ.get(name, "") for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
+    return any(value.upper() in ("1", "ON", "YES", "TRUE") for value in values)
 
 
-@dataclass
-class _Talk:
-    """Lines for people on stdout, progress and retries on stderr."""
+class _Output:
+    """Lines on stdout, progress and retries on stderr."""
 
-    console: Console = field(default_factory=lambda: Console(soft_wrap=True, highlight=False, markup=False))
-    errors: Console = field(default_factory=lambda: Console(stderr=True, soft_wrap=True, highlight=False, markup=False))
+    def __init__(self) -> None:
+        options: dict[str, Any] = {"soft_wrap": True, "highlight": False, "markup": False}
+        self.console, self.errors = Console(**options), Console(stderr=True, **options)
 
     def line(self, state: str, need: Need, text: str) -> None:
         self.console.print(f"{state:<8} {need.key:<18} {need.name}: {text}")
@@ -65,47 +62,42 @@ class _Talk:
 
     @contextmanager
     def bar(self, name: str) -> Iterator[Progress]:
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            DownloadColumn(),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
-        )
-        with Bars(*columns, console=self.errors, transient=True, disable=not self.errors.is_terminal) as bars:
+        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+        terminal = self.errors.is_terminal
+        with Bars(*columns, TimeRemainingColumn(), console=self.errors, transient=True, disable=not terminal) as bars:
             task = bars.add_task(name, total=None)
             yield lambda done, total: bars.update(task, completed=done, total=total)
 
 
-def _one(need: Need, locked: Locked | None, talk: _Talk, *, dry_run: bool) -> bool:
+def _one(need: Need, locked: Locked | None, output: _Output, *, dry_run: bool) -> bool:
     """Whether a need is met, at the end or (dry run) by what would be fetched."""
     known = need.weight.sha256 if need.weight else None
     recorded = {record.sha256 for record in locked.files.values()} if locked else set()
-    with talk.bar(f"checking {need.path.name}") as progress:
+    with output.bar(f"checking {need.path.name}") as progress:
         status = look(need, locked, verify=known is not None and known.lower() not in recorded, progress=progress)
     try:
         if status.state == "there":
-            talk.line("there", need, _found(status) + ("" if dry_run else _record(status, locked, source=None)))
+            output.line("there", need, _found(status) + ("" if dry_run else _record(status, locked, source=None)))
             return True
         if not need.hub and status.state != "missing":
             raise UserError(f"{need.path}: {status.reason}; move it away and run the command again")
-        source = _source(need)
+        source = source_of(need)
         if offline() or source is None:
-            talk.line("missing", need, ("not in the hub's cache; " if need.hub else "") + by_hand(need))
+            output.line("missing", need, ("not in the hub's cache; " if need.hub else "") + by_hand(need))
             return False
         if dry_run:
-            talk.line("fetch", need, _plan(need, source))
+            output.line("fetch", need, _plan(need, source))
         elif need.hub:
-            _fetch_hub(need, locked, talk)
+            _fetch_hub(need, locked, output)
         else:
-            _fetch_file(need, source, locked, talk)
+            _fetch_file(need, source, locked, output)
         return True
     except UserError as error:
-        talk.line("failed", need, str(error).removeprefix(f"{need.name}: "))
+        output.line("failed", need, str(error).removeprefix(f"{need.name}: "))
         return False
 
 
-def _source(need: Need) -> str | None:
+def source_of(need: Need) -> str | None:
     """Where a need can be fetched from: an address, ``hub``, or nowhere."""
     if need.hub:
         return "hub"
@@ -131,11 +123,6 @@ def by_hand(need: Need) -> str:
     return f"no source is known: get it from a place that you trust and put it at {need.path.absolute()}"
 
 
-def has_source(need: Need) -> bool:
-    """Whether `fetch` can bring it."""
-    return _source(need) is not None
-
-
 def _plan(need: Need, source: str) -> str:
     licence = terms(need)
     if not need.hub:
@@ -156,15 +143,14 @@ def terms(need: Need) -> str:
     return f"licence: see {page}" if page else "licence: not known"
 
 
-def _fetch_file(need: Need, source: str, locked: Locked | None, talk: _Talk) -> None:
+def _fetch_file(need: Need, source: str, locked: Locked | None, output: _Output) -> None:
     weight, record = need.weight, locked.files.get(need.path.name) if locked else None
-    known = weight.sha256 if weight else None
-    recorded = record.sha256 if record else None
+    known, recorded = weight.sha256 if weight else None, record.sha256 if record else None
     wanted = Download(source, need.path, size=weight.size if weight else None, sha256=known or recorded)
-    talk.say(f"{need.name}: from {wanted}; {terms(need)}")
+    output.say(f"{need.name}: from {wanted}; {terms(need)}")
     try:
-        with talk.bar(need.path.name) as progress:
-            fresh = download(wanted, progress=progress, say=talk.say)
+        with output.bar(need.path.name) as progress:
+            fresh = download(wanted, progress=progress, say=output.say)
     except UserError as error:
         if recorded and known is None and recorded in str(error):
             hint = f"that one is of the first download, in {LOCK}: remove it there if the author has replaced the file"
@@ -173,17 +159,17 @@ def _fetch_file(need: Need, source: str, locked: Locked | None, talk: _Talk) -> 
     status = look(need, locked, verify=not fresh)
     if status.state != "there":
         raise UserError(f"{need.path}: {status.reason}; move it away and run the command again")
-    talk.line("fetched", need, _found(status) + _record(status, locked, source=str(wanted)))
+    output.line("fetched", need, _found(status) + _record(status, locked, source=str(wanted)))
 
 
-def _fetch_hub(need: Need, locked: Locked | None, talk: _Talk) -> None:
+def _fetch_hub(need: Need, locked: Locked | None, output: _Output) -> None:
     remote = ask_hub(need.name, revision=need.revision, variant=need.variant, weights=need.weights, vae=need.vae)
-    talk.say(f"{need.name}: {spell_size(missing_bytes(remote))} from the hub, commit {remote.commit}; {terms(need)}")
-    files = fill_cache(remote, revision=need.revision, say=talk.say)
+    output.say(f"{need.name}: {spell_size(missing_bytes(remote))} from the hub, commit {remote.commit}; {terms(need)}")
+    files = fill_cache(remote, revision=need.revision, say=output.say)
     if locked is not None and locked.revision not in (None, remote.commit):
-        talk.say(f"{need.name}: has changed on the hub since commit {locked.revision}, which was recorded in {LOCK}")
+        output.say(f"{need.name}: has changed on the hub since commit {locked.revision}, which was recorded in {LOCK}")
     write_lock(need.name, Locked(source="hub", revision=remote.commit, files=files))
-    talk.line("fetched", need, f"{spell_size(remote.size)}, commit {remote.commit[:12]}, hashes as on the hub")
+    output.line("fetched", need, f"{spell_size(remote.size)}, commit {remote.commit[:12]}, hashes as on the hub")
 
 
 def _found(status: Status) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 from smsff.config.trust import find_target
 from smsff.errors import UserError
 from smsff.weights.files import spell_size
-from smsff.weights.status import Status
+from smsff.weights.manifest import Status
 
 PUBLISHED = {
     "stable-diffusion-v1-5/stable-diffusion-v1-5": "sd1",
@@ -44,11 +44,16 @@ def forecast(
     logging.getLogger("diffusers").setLevel(logging.ERROR)  # it comments on casts of networks that hold nothing
     teacher, data, trainer = plain["teacher"], plain["data"], plain["trainer"]
     assumed: list[str] = []
-    side, batch = _pictures(data)
+    side = int(data.get("crop_size") or data.get("short_side") or data.get("resolution") or 0)  # of a square
+    batch = int(data.get("batch_size", 1))
     try:
         base = _shape(plain, "base", None, assumed)
-        style_base = _shape(plain, "style_base", base, assumed) if _other_base(teacher) else None
-        settings = _adapter(plain)
+        style_base = (
+            _shape(plain, "style_base", base, assumed)
+            if teacher.get("style_base") not in (None, teacher["base"])
+            else None
+        )
+        settings, space = _adapter(plain), _space(plain)
         estimate = predict(
             base,
             style_base=style_base,
@@ -62,8 +67,8 @@ def forecast(
             mixed=trainer.get("precision") == "bf16-mixed",
             doubled=_doubled(plain),
             through_decoder=plain.get("pullback") == "decoder",
-            decoder=_decodes(plain),
-            encoder=_encodes(plain),
+            decoder=space != "image" or plain.get("pullback") == "decoder",
+            encoder=space != "latent",
             share_draw=bool((plain.get("speed") or {}).get("share_draw")),
             processes=_processes(trainer, gpus),
         )
@@ -86,17 +91,14 @@ def room_problems(
     memory: Mapping[str, Any], machine: Mapping[str, Any], run_dir: Mapping[str, Any], *, on_gpu: bool
 ) -> list[str]:
     """Where the forecast is more than there is, one sentence each."""
-    found, need = [], memory["total"]
+    found, least, where = [], machine["memory"], "of main memory"
     if on_gpu and machine["gpus"]:
-        least = min(gpu["memory"] for gpu in machine["gpus"]) - CUDA_CONTEXT
-        where = "on each card"
-    else:
-        least, where = machine["memory"], "of main memory"
-    if need > least:
+        least, where = min(gpu["memory"] for gpu in machine["gpus"]) - CUDA_CONTEXT, "on each card"
+    if memory["total"] > least:
         found.append(
-            f"memory: about {spell_size(need)} {where} are needed for {memory['batch']} pictures of {memory['size']} "
-            f"pixels, and {spell_size(max(least, 0))} are there: lower data.batch_size or the size of the crops, take "
-            "teacher.dtype=bfloat16, or teacher.gradient_checkpointing=true"
+            f"memory: about {spell_size(memory['total'])} {where} are needed for {memory['batch']} pictures of "
+            f"{memory['size']} pixels, and {spell_size(max(least, 0))} are there: lower data.batch_size or the size of "
+            "the crops, take teacher.dtype=bfloat16, or teacher.gradient_checkpointing=true"
         )
     if memory["run"] > run_dir["free"]:
         found.append(
@@ -113,10 +115,6 @@ def _key_of(network: str, teacher: Mapping[str, Any]) -> str:
     return "teacher.vae" if network == "auto-encoder" and teacher.get("vae") else "teacher.base"
 
 
-def _other_base(teacher: Mapping[str, Any]) -> bool:
-    return teacher.get("style_base") not in (None, teacher["base"])
-
-
 def _shape(plain: Mapping[str, Any], key: str, otherwise: Any, assumed: list[str]) -> Any:
     """The configurations of a model's parts: its own if it is there, else the published ones or those of the base."""
     from smsff.teacher.base.components import find_config
@@ -127,21 +125,17 @@ def _shape(plain: Mapping[str, Any], key: str, otherwise: Any, assumed: list[str
     name, revision = str(teacher[key]), teacher.get("revision") if key == "base" else None
     settings, vae = teacher.get("config"), teacher.get("vae") if key == "base" else None
 
-    def find(**arguments: Any) -> Any:
-        source = Source(name, f"teacher.{key}", revision, teacher.get("variant"), True)
-        return find_config(
-            source, None if settings is None else Source(settings, "teacher.config", None, None, True), **arguments
-        )
-
+    source = Source(name, f"teacher.{key}", revision, teacher.get("variant"), True)
+    config = None if settings is None else Source(settings, "teacher.config", None, None, True)
     try:
         if vae is None:
-            return find(own_vae=key == "base")
+            return find_config(source, config, own_vae=key == "base")
         try:
-            return find(vae=Source(vae, "teacher.vae", None, None, True))
+            return find_config(source, config, vae=Source(vae, "teacher.vae", None, None, True))
         except UserError:
-            config = find(own_vae=False)
+            found = find_config(source, config, own_vae=False)
             assumed.append("teacher.vae is of the usual shape")
-            return config
+            return found
     except UserError as error:
         if name in PUBLISHED:
             return family_config(PUBLISHED[name])  # type: ignore[arg-type]
@@ -151,12 +145,6 @@ def _shape(plain: Mapping[str, Any], key: str, otherwise: Any, assumed: list[str
         if Path(name).expanduser().exists():
             raise
         raise UserError(f"teacher.{key}={name} is not there, and its shape is not known") from error
-
-
-def _pictures(data: Mapping[str, Any]) -> tuple[int, int]:
-    """Side in pixels of a square as large as one picture, and pictures on each device."""
-    side = data.get("crop_size") or data.get("short_side") or data.get("resolution")
-    return int(side or 0), int(data.get("batch_size", 1))
 
 
 def _adapter(plain: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -170,17 +158,22 @@ def _adapter(plain: Mapping[str, Any]) -> dict[str, Any] | None:
     return {"draws": draws, **{key: node[key] for key in ("rank", "target_modules", "gradient_checkpointing")}}
 
 
+def _space(plain: Mapping[str, Any]) -> str | None:
+    """What the generator makes, ``image`` or ``latent``; None where there is no generator (a style LoRA)."""
+    node = plain.get("generator")
+    return None if node is None else getattr(find_target(node, "generator"), "space", "image")
+
+
 def _generator(plain: Mapping[str, Any], side: int, batch: int) -> Callable[[], Any] | None:
-    """Builds what is trained in front of the encoder; None where there is nothing (a latent, a style LoRA)."""
+    """Builds the network that is trained in front of the encoder; None where there is none (a latent, a style LoRA)."""
+    import torch
+
     node = plain.get("generator")
     if node is None:
         return None
     target = find_target(node, "generator")
-    if node.get("_partial_"):  # holds one picture, or its latent
-        import torch
-
-        in_pixels = getattr(target, "space", "image") == "image"
-        return (lambda: target(torch.empty(batch, 3, side, side))) if in_pixels else None
+    if node.get("_partial_"):  # it holds one picture, or its latent
+        return (lambda: target(torch.empty(batch, 3, side, side))) if _space(plain) == "image" else None
     arguments = {key: value for key, value in node.items() if not key.startswith("_")}
     return lambda: target(**arguments)
 
@@ -193,20 +186,6 @@ def _doubled(plain: Mapping[str, Any]) -> bool:
     defaults = {name: p.default for name, p in inspect.signature(target).parameters.items()}
     scales = [plain["objective"].get(name, value) for name, value in defaults.items() if name.endswith("guidance")]
     return any(scale != 1 for scale in scales) or not plain["relevance"]["_target_"].endswith("UniformRelevance")
-
-
-def _decodes(plain: Mapping[str, Any]) -> bool:
-    """Whether the run turns latents into pictures."""
-    if plain["task"] == "style_lora" or plain.get("pullback") == "decoder":
-        return True
-    return getattr(find_target(plain["generator"], "generator"), "space", "image") == "latent"
-
-
-def _encodes(plain: Mapping[str, Any]) -> bool:
-    """Whether the run turns pictures into latents after its start."""
-    if plain["task"] == "style_lora":
-        return True
-    return getattr(find_target(plain["generator"], "generator"), "space", "image") != "latent"
 
 
 def _lora_elements(found: Sequence[Status]) -> int:

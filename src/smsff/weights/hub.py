@@ -36,11 +36,7 @@ class Remote:
 
 
 def cached_folder(repo: str, revision: str | None, *, vae: bool = False) -> Path | None:
-    """Where the hub's cache has this revision (None: main) of a repository; the network is not asked.
-
-    Args:
-        vae: Of its auto-encoder, whatever else is there.
-    """
+    """Where the hub's cache has this revision (None: main) of a repository, or of its auto-encoder alone; offline."""
     from huggingface_hub import try_to_load_from_cache
 
     for place in VAE_PLACES if vae else ("",):
@@ -126,34 +122,32 @@ def fill_cache(remote: Remote, *, revision: str | None, say: Callable[[str], Non
     if folder.name != remote.commit:
         raise UserError(f"{remote.repo}: was changed on the hub during the download; run the command again")
     say(f"{remote.repo}: checking {spell_size(remote.size)}")
-    return {file.name: _checked(remote.repo, folder, file) for file in remote.files}
-
-
-def _checked(repo: str, folder: Path, file: RemoteFile) -> FileRecord:
-    path = folder / file.name
-    digest = file_sha256(path)
-    if path.stat().st_size != file.size or (file.sha256 and digest != file.sha256):
-        blob = path.resolve()
-        path.unlink()
-        blob.unlink(missing_ok=True)
-        raise UserError(f"{repo}: {file.name} is not what the hub says it is; it was removed, run the command again")
-    return FileRecord(file.size, digest)
+    records = {}
+    for file in remote.files:
+        path = folder / file.name
+        record = records[file.name] = FileRecord(path.stat().st_size, file_sha256(path))
+        if record.size != file.size or file.sha256 not in (None, record.sha256):
+            blob = path.resolve()
+            path.unlink()
+            blob.unlink(missing_ok=True)
+            raise UserError(
+                f"{remote.repo}: {file.name} is not what the hub says it is; it was removed, run the command again"
+            )
+    return records
 
 
 def _hub_error(repo: str, revision: str | None, error: Exception) -> str:
     from huggingface_hub import errors
 
-    if isinstance(error, errors.GatedRepoError):
-        return (
-            f"{repo}: its authors ask you to accept terms on https://huggingface.co/{repo}; do so, and set HF_TOKEN to "
-            "an access token of your account"
-        )
-    if isinstance(error, errors.RevisionNotFoundError):
-        return f"{repo}: the hub has no revision {revision}"
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return f"{repo}: the hub has no such model (or it is private: then set HF_TOKEN to an access token)"
-    if isinstance(error, errors.OfflineModeIsEnabled):
-        return f"{repo}: not in the hub's cache, and HF_HUB_OFFLINE forbids to ask the hub"
-    return (
-        f"{repo}: the hub cannot be asked ({(str(error) or type(error).__name__).splitlines()[0][:160]}); no network?"
-    )
+    page = f"https://huggingface.co/{repo}"
+    known = {  # a gated repository is one that is not found, too
+        errors.GatedRepoError: f"its authors ask you to accept terms on {page}; do so, and set HF_TOKEN to an access "
+        "token of your account",
+        errors.RevisionNotFoundError: f"the hub has no revision {revision}",
+        errors.RepositoryNotFoundError: "the hub has no such model (or it is private: then set HF_TOKEN to an access "
+        "token)",
+        errors.OfflineModeIsEnabled: "not in the hub's cache, and HF_HUB_OFFLINE forbids to ask the hub",
+    }
+    reason = (str(error) or type(error).__name__).splitlines()[0][:160]
+    unknown = f"the hub cannot be asked ({reason}); no network?"
+    return f"{repo}: " + next((text for kind, text in known.items() if isinstance(error, kind)), unknown)

@@ -18,7 +18,7 @@ PACKAGES = ("torch", "lightning", "diffusers", "transformers", "peft", "huggingf
 
 
 def versions() -> dict[str, str | None]:
-    """Versions of Python and of the packages that matter; None for one that is not installed. Imports none of them."""
+    """Versions of Python and of the main packages, by their metadata; None for one that is not installed."""
     found: dict[str, str | None] = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -56,10 +56,7 @@ def _gpu(index: int) -> dict[str, Any]:
 
 def _driver() -> str | None:
     """Version of NVIDIA's driver, if its tool is there and finds a card."""
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return None
-    command = [tool, "--query-gpu=driver_version", "--format=csv,noheader"]
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):

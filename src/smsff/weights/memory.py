@@ -53,8 +53,8 @@ class MemoryEstimate:
     """Bytes on each device during training.
 
     Attributes:
-        networks: the frozen networks that are loaded, one by one. Text encoders count only if they are kept.
-        frozen: all of them that stay.
+        networks: the frozen networks that are loaded, one by one.
+        frozen: all of them but the text encoders.
         trained: trained weights, the two moments of AdamW, and the average of the generator's weights.
         trained_gradients: their gradients (within `step`; twice with several processes, which exchange them).
         kept: what the forward passes of a step leave for the backward pass.
@@ -92,7 +92,6 @@ def predict(
     share_draw: bool = False,
     decoder: bool = True,
     encoder: bool = True,
-    keep_text: bool = False,
     processes: int = 1,
 ) -> MemoryEstimate:
     """Memory of a training, from configurations; nothing is loaded and no tensor allocated.
@@ -105,30 +104,26 @@ def predict(
         generator: builds the network that is trained through the encoder; None for a style LoRA.
         style_lora: parameters of the frozen style LoRA.
         gradient_checkpointing: of the image encoder.
-        mixed: whether the trainer's precision is bf16-mixed.
-        doubled: guidance or the relevance map: the U-Net sees two samples a picture without gradient.
+        mixed: the trainer's precision is bf16-mixed.
+        doubled: guidance or relevance map: the U-Net computes two samples a picture without gradient.
         through_decoder: ``pullback=decoder``: the encoder has no backward pass, and two pictures are decoded.
-        share_draw: ``speed.share_draw``: what the fake keeps is there before pictures are decoded.
-        decoder: whether the auto-encoder keeps its decoder, which a generator of pictures without ``pullback=decoder``
-            does not need.
-        encoder: whether it keeps its encoder, which a generator of latents needs at the start alone.
-        keep_text: the text encoders stay (more captions than are encoded in advance).
-        processes: with several, the gradients are held once more for the exchange.
+        share_draw: ``speed.share_draw``: the fake score's activations exist before pictures are decoded.
+        decoder, encoder: the auto-encoder keeps them; an encoder that is not kept is there at the start alone.
+        processes: with several, the gradients exist once more for the exchange.
     """
     loaded = networks(base, dtype=dtype)
     if style_base is not None:
         loaded += networks(style_base, dtype=dtype, prefix="style's ", vae=False)
     texts = sum(n.bytes for n in loaded if "text encoder" in n.name)
-    frozen = sum(n.bytes for n in loaded) - (0 if keep_text else texts)
-    frozen += style_lora * getattr(torch, dtype).itemsize
-    half = {
-        "encoder": _part_bytes(base, "encoder", "quant_conv"),
-        "decoder": _part_bytes(base, "decoder", "post_quant_conv"),
-    }
-    frozen -= (0 if decoder else half["decoder"]) + (0 if encoder else half["encoder"])
+    frozen = sum(n.bytes for n in loaded) - texts + style_lora * getattr(torch, dtype).itemsize
+    without = 0 if encoder else _part_bytes(base, "encoder", "quant_conv")
+    frozen -= without + (0 if decoder else _part_bytes(base, "decoder", "post_quant_conv"))
 
     teacher = skeleton_teacher(base, dtype=getattr(torch, dtype), gradient_checkpointing=gradient_checkpointing)
-    fake = None if adapter is None else _fake(teacher, adapter)
+    fake = None
+    if adapter is not None:
+        options = {key: getattr(adapter, key) for key in ("rank", "target_modules", "gradient_checkpointing")}
+        fake = LoraFakeScore(teacher, **options)
     network = None
     if generator is not None:
         with torch.device("meta"):
@@ -154,7 +149,7 @@ def predict(
         )
     gradients = _bytes([*trained, *adapters])
     step = live.peak + (gradients if processes > 1 else 0)
-    step += 0 if encoder else half["encoder"]  # it is there when the picture is encoded, which may be the peak
+    step += without  # the encoder is there when the picture is encoded, which may be the peak
     return MemoryEstimate(tuple(loaded), frozen, state, gradients, kept, step, texts)
 
 
@@ -183,15 +178,6 @@ def skeleton_condition(config: PipelineConfig, rows: int) -> Condition:
     if config.family != "sdxl":
         return Condition(tokens)
     return Condition(tokens, torch.empty(rows, int(config.text_encoders[1]["projection_dim"]), device="meta"))
-
-
-def _fake(teacher: StableDiffusionTeacher, adapter: Adapter) -> LoraFakeScore:
-    return LoraFakeScore(
-        teacher,
-        rank=adapter.rank,
-        target_modules=adapter.target_modules,
-        gradient_checkpointing=adapter.gradient_checkpointing,
-    )
 
 
 def _step(
@@ -305,28 +291,18 @@ class Numerics(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if (
-            self._lower is not None
-            and func in (*self._LOWERED, *self._RAISED)
-            and not _in_16_bits(*args, *kwargs.values())
-        ):
+        floats = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.is_floating_point()]
+        known = self._lower is not None and func in (*self._LOWERED, *self._RAISED)
+        if known and any(v.itemsize > 2 for v in floats):
             to = self._lower if func in self._LOWERED else torch.float32
-            args = [_cast(value, to) for value in args]
-            kwargs = {name: _cast(value, to) for name, value in kwargs.items()}
+            cast = {id(v): v.to(to) for v in floats}
+            args = [cast.get(id(value), value) for value in args]
+            kwargs = {name: cast.get(id(value), value) for name, value in kwargs.items()}
         if func is F.scaled_dot_product_attention:
             named = dict(zip(("query", "key", "value"), args, strict=False)) | kwargs
             attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
             return attention(named["query"], named["key"], named["value"])[0]
         return func(*args, **kwargs)
-
-
-def _in_16_bits(*values: Any) -> bool:
-    """Whether all numbers of a call have 16 bits already."""
-    return all(v.itemsize <= 2 for v in values if isinstance(v, Tensor) and v.is_floating_point())
-
-
-def _cast(value: Any, dtype: torch.dtype) -> Any:
-    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def _bytes(parameters: Iterable[Tensor]) -> int:
