@@ -14,7 +14,7 @@ from smsff.errors import UserError
 from smsff.generator import UNetGenerator
 from smsff.stylize import onnx_model
 from smsff.stylize.export import export_checkpoint
-from smsff.stylize.onnx_precision import photos, psnr
+from smsff.stylize.onnx_model import photos, psnr
 from smsff.stylize.stylizer import Stylizer, load_stylizer
 
 pytest.importorskip("onnxruntime")

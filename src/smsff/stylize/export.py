@@ -16,9 +16,8 @@ from smsff.atomic import write_atomically
 from smsff.data.images import printable
 from smsff.errors import UserError
 from smsff.stylize.model_files import CONFIG, WEIGHTS, Network, build_generator, load_weights
-from smsff.stylize.onnx_model import export_onnx
+from smsff.stylize.onnx_model import Precision, export_onnx
 from smsff.stylize.onnx_network import ONNX
-from smsff.stylize.onnx_precision import Precision
 from smsff.stylize.stylizer import load_stylizer, to_unit_range
 from smsff.training.checkpoints import read_checkpoint
 

@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from smsff.arguments import MAX_STRENGTH
 from smsff.data.images import Picture, printable, read_picture
 from smsff.errors import UserError
 from smsff.generator import UNetGenerator
+from smsff.stylize import MAX_STRENGTH
 from smsff.stylize.heap import kept
 from smsff.stylize.model_files import CONFIG, WEIGHTS, Network, load_network
 from smsff.stylize.onnx_network import ONNX, OnnxNetwork, load_onnx
@@ -98,7 +98,8 @@ class Stylizer:
         run = partial(self._run, strength=strength)
         if self.tile == 0:
             return run(picture)
-        return in_tiles(run, picture, tile=self.tile, halo=self.halo, multiple=self.multiple)
+        size = (picture.shape[-2], picture.shape[-1])
+        return in_tiles(run, [picture], size, tile=self.tile, halo=self.halo, multiple=self.multiple)
 
     @torch.inference_mode()
     def _run(self, picture: Tensor, *, strength: float) -> Tensor:
