@@ -10,6 +10,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 from smsff import __version__
 from smsff.errors import UserError
@@ -17,6 +18,8 @@ from smsff.pipes import tolerate_closed
 from smsff.report import command as report_command
 from smsff.report import evaluate
 from smsff.stylize import MAX_STRENGTH
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # has no public name
 
 
 def number(low: float, high: float = float("inf"), kind: Callable[[str], float] = int) -> Callable[[str], float]:
@@ -48,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def _add_stylize(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_stylize(commands: Commands) -> None:
     stylize = commands.add_parser(
         "stylize",
         help="stylize images and folders of images",
@@ -83,7 +86,7 @@ def _add_stylize(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     stylize.add_argument("--overwrite", action="store_true", help="replace results that exist")
 
 
-def _add_fetch(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_fetch(commands: Commands) -> None:
     command = commands.add_parser(
         "fetch",
         help="bring the weights that a training needs",
@@ -96,7 +99,7 @@ def _add_fetch(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     command.add_argument("--dry-run", action="store_true", help="say what would be fetched, and fetch nothing")
 
 
-def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_doctor(commands: Commands) -> None:
     command = commands.add_parser(
         "doctor",
         help="say what a training would find missing",
@@ -110,7 +113,7 @@ def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     command.add_argument("--json", action="store_true", help="print the report as JSON")
 
 
-def _add_caption(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_caption(commands: Commands) -> None:
     command = commands.add_parser(
         "caption",
         help="write captions for a folder of pictures",

@@ -170,15 +170,6 @@ def test_a_resumed_training_sees_the_same_batches(photos: Path, tmp_path: Path, 
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_a_finished_training_can_be_prolonged(photos: Path, tmp_path: Path) -> None:
-    whole = fit(data(photos, steps=9), tmp_path / "whole", max_steps=9)
-    fit(data(photos, steps=6), tmp_path / "short", max_steps=6)
-    ckpt = str(tmp_path / "short" / "step=6.ckpt")
-    longer = fit(data(photos, steps=9), tmp_path / "longer", ckpt=ckpt, max_steps=9)
-    assert longer.seen == whole.seen[6:]
-
-
-@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_passes_beyond_the_first_go_on_counting(photos: Path, tmp_path: Path) -> None:
     model = fit(data(photos, steps=4), tmp_path, max_steps=10)
     assert [record[2][0] for record in model.seen] == list(range(10))
@@ -201,6 +192,15 @@ def test_validation_is_on_whole_images_of_the_other_part(photos: Path, tmp_path:
     train = {module.train.name(i) for i in range(len(module.train))}
     assert train.isdisjoint(names)
     assert len(train) + len(names) == 7
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_finished_training_can_be_prolonged(photos: Path, tmp_path: Path) -> None:
+    whole = fit(data(photos, steps=9), tmp_path / "whole", max_steps=9)
+    fit(data(photos, steps=6), tmp_path / "short", max_steps=6)
+    ckpt = str(tmp_path / "short" / "step=6.ckpt")
+    longer = fit(data(photos, steps=9), tmp_path / "longer", ckpt=ckpt, max_steps=9)
+    assert longer.seen == whole.seen[6:]
 
 
 def test_without_validation_images_there_is_no_loader(photos: Path) -> None:

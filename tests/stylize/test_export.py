@@ -102,7 +102,7 @@ def test_export_to_the_run_folder(tmp_path: Path) -> None:
     assert done.folder == tmp_path / "run/export"
     assert default_folder(tmp_path / "run/checkpoints/last.ckpt") == done.folder
     assert done.files["model.safetensors"] == (done.folder / "model.safetensors").stat().st_size
-    assert set(done.parity.values()) == {0.0}
+    assert set(done.agreement.parity.values()) == {0.0}
     x = torch.rand(1, 3, 14, 20)
     assert torch.equal(load_stylizer(done.folder)(x), Stylizer(net)(x))
 
@@ -118,7 +118,7 @@ def test_the_model_says_what_it_is_but_not_where_it_was_made(tmp_path: Path) -> 
 
 def test_resnet_can_be_exported(tmp_path: Path) -> None:
     done = export_checkpoint(checkpoint(tmp_path / "a.ckpt", ResNetGenerator(width=4, blocks=1)), tmp_path / "out")
-    assert set(done.parity.values()) == {0.0}
+    assert set(done.agreement.parity.values()) == {0.0}
 
 
 def test_bad_checkpoints_get_one_message(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def exported(checkpoint: Path) -> Callable[[str], tuple[Path, dict[str, float]]]
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(onnx_model, "CALIBRATION_SIDE", 64)
             done = export_checkpoint(checkpoint, checkpoint.parent / precision, "onnx", precision)
-        return done.folder / "model.onnx", done.psnr
+        return done.folder / "model.onnx", done.agreement.psnr
 
     return export
 

@@ -54,7 +54,7 @@ class _UnitRange(nn.Module):
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far an ONNX file is from PyTorch in float32.
+    """How far an exported file is from the network in float32.
 
     Attributes:
         parity: Largest difference on random pictures for each (H, W); RGB in [0, 1].
