@@ -6,22 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from models import network
 from PIL import Image
 from torch import Tensor
 
 import smsff
 from smsff.errors import UserError
-from smsff.generator import ResNetGenerator, UNetGenerator
+from smsff.generator import ResNetGenerator
 from smsff.stylize.export import save_stylizer
 from smsff.stylize.stylizer import Stylizer
-
-
-def network(seed: int = 0) -> UNetGenerator:
-    """A narrow network with random weights, so that it changes pictures visibly."""
-    torch.manual_seed(seed)
-    net = UNetGenerator(widths=(8, 12), encoder_blocks=(1, 1), decoder_blocks=(1,), head_width=8)
-    torch.nn.init.normal_(net.to_rgb.weight, std=0.1)
-    return net
 
 
 def bytes_picture(*shape: int) -> Tensor:

@@ -195,7 +195,7 @@ class ImageDataModule(LightningDataModule):
             batch_size: Of each process.
             steps: Optimizer steps of the training. The loader is one long epoch of ``steps`` batches, times the
                 trainer's ``accumulate_grad_batches``.
-            num_workers: Loader processes.
+            num_workers, worker_timeout: Loader processes, and seconds to wait for a batch of one before the run stops.
             val_fraction: Share of the images, by hash of the name, kept for validation. Not used for bundled photos.
             default_caption: For images without a caption.
             flip: Mirror half of the crops.
@@ -205,9 +205,7 @@ class ImageDataModule(LightningDataModule):
             cache_mb: Keep the decoded images in memory if they need at most so many MB, in each process.
             val_max_side: Validation images are scaled down to this length of the longer side.
             max_pixels: Images with more pixels are left out, by their header: a small file can claim to be any size.
-            max_unreadable_share: Images that cannot be read, and captions, are left out and named; above this share of
-                all images the run stops.
-            worker_timeout: Seconds to wait for a batch of a loader process, before the run stops.
+            max_unreadable_share: Share of images, or captions, that cannot be read above which the run stops.
 
         Raises:
             UserError: For a folder without images, or with too many that cannot be read; names the key.
@@ -217,8 +215,7 @@ class ImageDataModule(LightningDataModule):
         self.flip, self.scale, self.enlarge, self.seed = flip, (float(scale[0]), float(scale[1])), enlarge, seed
         self.cache_mb, self.val_max_side = cache_mb, val_max_side
         self.max_unreadable_share, self.worker_timeout = max_unreadable_share, worker_timeout
-        self.root, self.default_caption = root, default_caption
-        self.found = 0
+        self.root, self.default_caption, self.found = root, default_caption, 0
         self.bad_captions: dict[str, str] = {}
         self.unreadable: dict[str, str] = {}
         self._state: DataState | None = None
@@ -279,8 +276,7 @@ class ImageDataModule(LightningDataModule):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        if self._state is None:
-            self._state = self.state()
+        self._state = self._state or self.state()
         return asdict(self._state)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -101,7 +101,7 @@ def load_onnx(path: Path) -> OnnxNetwork:
         _check_model(model)
         _check_growth(model)
         facts = {entry.key: entry.value for entry in model.metadata_props}
-        training = {}
+        training: Any = {}
         with suppress(ValueError, RecursionError):
             training = json.loads(facts.get("training", "{}"))
         network = OnnxNetwork(
