@@ -37,9 +37,9 @@ def main(cfg: DictConfig) -> None:
     print(f"weights: {'average over the training (EMA)' if done.averaged else 'of the last step'}")
     for name, size in done.files.items():
         print(f"{done.folder / name}: {size / 1e6:.2f} MB")
-    for (height, width), difference in done.parity.items():
+    for (height, width), difference in done.agreement.parity.items():
         print(f"largest difference from the checkpoint at {height} x {width}: {difference:.1e} (RGB in [0, 1])")
-    for name, decibels in done.psnr.items():
+    for name, decibels in done.agreement.psnr.items():
         print(f"PSNR to float32 on {name}: {decibels:.1f} dB")
 
 

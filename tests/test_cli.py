@@ -6,22 +6,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from models import network
 from PIL import Image
 
 from smsff.cli import main
 from smsff.data.images import load_image
-from smsff.generator import UNetGenerator
 from smsff.stylize.export import save_stylizer
 from smsff.stylize.stylizer import load_stylizer
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    net = UNetGenerator(widths=(8, 12), encoder_blocks=(1, 1), decoder_blocks=(1,), head_width=8)
-    torch.nn.init.normal_(net.to_rgb.weight, std=0.1)
     folder = tmp_path_factory.mktemp("model")
-    save_stylizer(net, folder)
+    save_stylizer(network(), folder)
     return folder
 
 
@@ -42,17 +39,6 @@ def test_stylizes_a_folder(model: Path, photos: Path, tmp_path: Path, capsys: py
     source, result = load_image(photos / "a.png"), load_image(out / "a.png")
     assert torch.equal(result, load_stylizer(model)(source[None])[0])
     assert not torch.equal(result, source)
-
-
-def test_unreadable_images_are_named_and_the_rest_is_done(
-    model: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (photos / "broken.jpg").write_bytes(b"not a picture")
-    assert main(["stylize", str(model), str(photos), "--out", str(tmp_path / "out")]) == 1
-    printed = capsys.readouterr()
-    assert "broken.jpg" in printed.err
-    assert printed.err.count("skipped") == 1
-    assert "3 of 4 images stylized" in printed.out
 
 
 def test_larger_images_are_left_out(
@@ -168,13 +154,6 @@ def test_bad_usage_is_status_2_and_one_message(
 def test_cuda_that_is_not_there(model: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["stylize", str(model), str(photos), "--out", str(tmp_path / "o"), "--device", "cuda"]) == 2
     assert "no CUDA device" in capsys.readouterr().err
-
-
-def test_help(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        main(["stylize", "--help"])
-    assert stop.value.code == 0
-    assert "Exit status" in capsys.readouterr().out
 
 
 def test_help_does_not_wait_for_torch() -> None:

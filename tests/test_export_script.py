@@ -6,9 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
+from models import checkpoint, network
 
-from smsff.generator import UNetGenerator
 from smsff.stylize.stylizer import load_stylizer
 
 ROOT = Path(__file__).parents[1]
@@ -22,13 +21,8 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    net = UNetGenerator(widths=(8, 12), encoder_blocks=(1, 1), decoder_blocks=(1,), head_width=8)
     path = tmp_path_factory.mktemp("run") / "checkpoints" / "last=1.ckpt"  # "=" as in Lightning's file names
-    path.parent.mkdir()
-    state = {f"generator.{name}": value for name, value in net.state_dict().items()}
-    hyper = {"generator": {"name": "smsff.generator.unet.UNetGenerator", "config": net.config()}}
-    torch.save({"state_dict": state, "hyper_parameters": hyper, "global_step": 1}, path)
-    return path
+    return checkpoint(path, network())
 
 
 def test_exports_and_prints_size_and_parity(trained: Path, tmp_path: Path) -> None:

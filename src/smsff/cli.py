@@ -8,16 +8,31 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 from smsff import __version__
-from smsff.arguments import MAX_STRENGTH, count, positive, within
-from smsff.data import caption_model
 from smsff.errors import UserError
 from smsff.pipes import tolerate_closed
 from smsff.report import command as report_command
 from smsff.report import evaluate
+from smsff.stylize import MAX_STRENGTH
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # has no public name
+
+
+def number(low: float, high: float = float("inf"), kind: Callable[[str], float] = int) -> Callable[[str], float]:
+    """The type of a numeric argument from `low` to `high`: it names what is wrong with a number."""
+
+    def parsed(text: str) -> float:
+        value = kind(text)
+        if not low <= value <= high:
+            wanted = f"less than {low:g}" if high == float("inf") else f"not between {low:g} and {high:g}"
+            raise argparse.ArgumentTypeError(f"{text} is {wanted}")
+        return value
+
+    return parsed
 
 
 def parser() -> argparse.ArgumentParser:
@@ -36,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def _add_stylize(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_stylize(commands: Commands) -> None:
     stylize = commands.add_parser(
         "stylize",
         help="stylize images and folders of images",
@@ -53,25 +68,25 @@ def _add_stylize(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     stylize.add_argument(
         "--strength",
         metavar="S",
-        type=within(0, MAX_STRENGTH),
+        type=number(0, MAX_STRENGTH, float),
         default=1.0,
         help="0: the image itself, 1: the network's result, up to 1.5 (default 1)",
     )
     stylize.add_argument(
-        "--quality", metavar="N", type=within(1, 100, int), default=95, help="of jpg and webp, 1 to 100 (default 95)"
+        "--quality", metavar="N", type=number(1, 100), default=95, help="of jpg and webp, 1 to 100 (default 95)"
     )
     stylize.add_argument(
-        "--tile", metavar="N", type=count, help="tile size in pixels, 0: never (default 4096, ONNX 1024)"
+        "--tile", metavar="N", type=number(0), help="tile size in pixels, 0: never (default 4096, ONNX 1024)"
     )
-    stylize.add_argument("--threads", metavar="N", type=positive, help="CPU threads (default: all cores)")
+    stylize.add_argument("--threads", metavar="N", type=number(1), help="CPU threads (default: all cores)")
     stylize.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to compute (default cpu)")
     stylize.add_argument(
-        "--max-pixels", metavar="N", type=positive, help="leave out larger images, unread (default 150000000)"
+        "--max-pixels", metavar="N", type=number(1), help="leave out larger images, unread (default 150000000)"
     )
     stylize.add_argument("--overwrite", action="store_true", help="replace results that exist")
 
 
-def _add_fetch(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_fetch(commands: Commands) -> None:
     command = commands.add_parser(
         "fetch",
         help="bring the weights that a training needs",
@@ -84,7 +99,7 @@ def _add_fetch(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     command.add_argument("--dry-run", action="store_true", help="say what would be fetched, and fetch nothing")
 
 
-def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_doctor(commands: Commands) -> None:
     command = commands.add_parser(
         "doctor",
         help="say what a training would find missing",
@@ -98,7 +113,7 @@ def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     command.add_argument("--json", action="store_true", help="print the report as JSON")
 
 
-def _add_caption(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_caption(commands: Commands) -> None:
     command = commands.add_parser(
         "caption",
         help="write captions for a folder of pictures",
@@ -107,8 +122,18 @@ def _add_caption(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "stopped.",
         epilog="Exit status: 0 all done, 1 some pictures could not be read (they are named), 2 bad usage.",
     )
-    command.set_defaults(run=caption_model.run)
-    caption_model.add_arguments(command)
+    command.set_defaults(run=run_caption)
+    command.add_argument("folder", metavar="FOLDER", help="folder of images, searched through")
+    model = "Salesforce/blip-image-captioning-base"
+    command.add_argument(
+        "--model", metavar="M", default=model, help=f"a BLIP captioning model: folder or hub id (default {model})"
+    )
+    command.add_argument("--prompt", metavar="TEXT", default="", help="how every caption begins: 'a painting of'")
+    command.add_argument("--batch-size", metavar="N", type=number(1), default=8, help="pictures at a time (default 8)")
+    command.add_argument("--max-words", metavar="N", type=number(1), default=40, help="longest caption in tokens (40)")
+    command.add_argument("--overwrite", action="store_true", help="also pictures that have a caption")
+    command.add_argument("--threads", metavar="N", type=number(1), help="CPU threads (default: all cores)")
+    command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute")
 
 
 def _add_overrides(command: argparse.ArgumentParser) -> None:
@@ -177,6 +202,13 @@ def run_stylize(arguments: argparse.Namespace) -> int:
             on_white = True
     print(f"{len(jobs) - failed} of {len(jobs)} images stylized, in {printable(Path(arguments.out))}")
     return 1 if failed else 0
+
+
+def run_caption(arguments: argparse.Namespace) -> int:
+    """Caption a folder."""
+    from smsff.data import caption_model
+
+    return caption_model.run(arguments)
 
 
 def run_fetch(arguments: argparse.Namespace) -> int:

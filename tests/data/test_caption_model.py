@@ -18,6 +18,7 @@ from transformers import (
     CLIPTextConfig,
 )
 
+from smsff.cli import parser
 from smsff.data import caption_model
 from smsff.data.captions import read_captions
 from smsff.data.images import find_images
@@ -56,9 +57,7 @@ def pictures(tmp_path: Path) -> Path:
 
 
 def arguments(*words: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    caption_model.add_arguments(parser)
-    return parser.parse_args(list(words))
+    return parser().parse_args(["caption", *words])
 
 
 def captions(folder: Path) -> dict[str, str]:

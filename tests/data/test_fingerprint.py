@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +50,12 @@ def test_fingerprints_keep_apart_what_belongs_to_different_fields() -> None:
 
 
 def test_nothing_is_said_when_nothing_changed_and_each_change_is_named() -> None:
-    assert compare(STATE.to_dict(), STATE, processes=2) == []
+    assert compare(asdict(STATE), STATE, processes=2) == []
     other = DataState(fingerprint="b", images=3, global_batch=4, micro_batches=2)
-    images, batch = compare(STATE.to_dict(), other, processes=2)
+    images, batch = compare(asdict(STATE), other, processes=2)
     assert "4 images then, 3 now" in images
     assert "data.batch_size=4 with trainer.accumulate_grad_batches=1 would continue the same training" in batch
-    assert "another number of processes" in compare(STATE.to_dict(), other, processes=3)[1]
+    assert "another number of processes" in compare(asdict(STATE), other, processes=3)[1]
 
 
 def test_a_changed_folder_is_reported_when_its_run_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -3,10 +3,10 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from models import checkpoint, network
 from safetensors.torch import load_file
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
@@ -15,31 +15,6 @@ from smsff.errors import UserError
 from smsff.generator import LatentGenerator, ResNetGenerator, UNetGenerator
 from smsff.stylize.export import default_folder, export_checkpoint, load_generator_from_checkpoint, save_stylizer
 from smsff.stylize.stylizer import Stylizer, load_stylizer
-
-
-def network(seed: int = 0) -> UNetGenerator:
-    torch.manual_seed(seed)
-    net = UNetGenerator(widths=(8, 12), encoder_blocks=(1, 1), decoder_blocks=(1,), head_width=8)
-    nn.init.normal_(net.to_rgb.weight, std=0.1)
-    return net
-
-
-def checkpoint(path: Path, net: nn.Module, *, ema: nn.Module | None = None, **changes: Any) -> Path:
-    """A file with the parts of a training checkpoint that the export reads."""
-    module = nn.ModuleDict({"generator": net})
-    if ema is not None:
-        module["ema"] = AveragedModel(ema)
-        module["ema"].update_parameters(ema)
-    style = {"name": "cel", "words": "cel shading", "strength": 1.0, "lora": "/home/someone/cel.safetensors"}
-    hyper = {
-        "generator": {"name": f"smsff.generator.any.{type(net).__name__}", "config": net.config()},
-        "style": style,
-        "config": {"steps": 7, "seed": 3, "run_dir": "/home/someone/run", "data": {"root": "/home/someone/photos"}},
-    }
-    content = {"state_dict": module.state_dict(), "hyper_parameters": hyper, "global_step": 7, **changes}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(content, path)
-    return path
 
 
 def test_default_network_weighs_43_mb(tmp_path: Path) -> None:
@@ -102,7 +77,7 @@ def test_export_to_the_run_folder(tmp_path: Path) -> None:
     assert done.folder == tmp_path / "run/export"
     assert default_folder(tmp_path / "run/checkpoints/last.ckpt") == done.folder
     assert done.files["model.safetensors"] == (done.folder / "model.safetensors").stat().st_size
-    assert set(done.parity.values()) == {0.0}
+    assert set(done.agreement.parity.values()) == {0.0}
     x = torch.rand(1, 3, 14, 20)
     assert torch.equal(load_stylizer(done.folder)(x), Stylizer(net)(x))
 
@@ -118,7 +93,7 @@ def test_the_model_says_what_it_is_but_not_where_it_was_made(tmp_path: Path) -> 
 
 def test_resnet_can_be_exported(tmp_path: Path) -> None:
     done = export_checkpoint(checkpoint(tmp_path / "a.ckpt", ResNetGenerator(width=4, blocks=1)), tmp_path / "out")
-    assert set(done.parity.values()) == {0.0}
+    assert set(done.agreement.parity.values()) == {0.0}
 
 
 def test_bad_checkpoints_get_one_message(tmp_path: Path) -> None:

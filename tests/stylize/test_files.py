@@ -17,11 +17,14 @@ def touch(root: Path, *names: str) -> None:
         (root / name).touch()
 
 
+def names(root: Path, *inputs: str | Path) -> list[tuple[str, str]]:
+    jobs = plan(inputs, root / "out")
+    return [(s.relative_to(root).as_posix(), r.relative_to(root / "out").as_posix()) for s, r in jobs]
+
+
 def test_names_and_folders_are_kept(tmp_path: Path) -> None:
     touch(tmp_path, "in/a.jpg", "in/sub/b.PNG", "in/sub/c.tif", "one.webp", "in/notes.txt")
-    jobs = plan([tmp_path / "in", tmp_path / "one.webp"], tmp_path / "out")
-    names = [(s.relative_to(tmp_path).as_posix(), r.relative_to(tmp_path / "out").as_posix()) for s, r in jobs]
-    assert sorted(names) == [
+    assert sorted(names(tmp_path, tmp_path / "in", tmp_path / "one.webp")) == [
         ("in/a.jpg", "a.jpg"),
         ("in/sub/b.PNG", "sub/b.PNG"),
         ("in/sub/c.tif", "sub/c.png"),
@@ -125,11 +128,6 @@ def test_odd_names_are_kept(tmp_path: Path) -> None:
         assert source.name == result.name
         save_image(Picture(torch.zeros(3, 4, 4, dtype=torch.uint8)), result)
     assert len(list((tmp_path / "out").iterdir())) == 4
-
-
-def names(root: Path, *inputs: str | Path) -> list[tuple[str, str]]:
-    jobs = plan(inputs, root / "out")
-    return [(s.relative_to(root).as_posix(), r.relative_to(root / "out").as_posix()) for s, r in jobs]
 
 
 def test_one_picture_can_be_given_its_file(tmp_path: Path) -> None:

@@ -72,17 +72,12 @@ def test_a_description_out_of_range_is_refused_at_once(folder: Path, changes: di
 @pytest.mark.parametrize(
     "text",
     ["[" * 100_000, '{"generator": 1}', '{"generator": {"name": ["UNetGenerator"], "config": {}}}', "\xff", "1" * 5000,
-     '{"generator": {"name": "UNetGenerator", "config": [1]}}', '{"generator": {"name": "__init__", "config": {}}}'],
+     " " * 1_000_001, '{"generator": {"name": "UNetGenerator", "config": [1]}}',
+     '{"generator": {"name": "__init__", "config": {}}}'],
 )  # fmt: skip
 def test_descriptions_that_are_none(folder: Path, text: str) -> None:
     (folder / "config.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(UserError, match=r"config\.json: "):
-        load_stylizer(folder)
-
-
-def test_a_description_is_short(folder: Path) -> None:
-    (folder / "config.json").write_text(" " * 1_000_001 + (folder / "config.json").read_text())
-    with pytest.raises(UserError, match="more than 1,000,000 bytes"):
         load_stylizer(folder)
 
 
@@ -160,12 +155,6 @@ def test_a_pickle_is_refused_and_does_not_run(folder: Path, tmp_path: Path, name
             load_generator_from_checkpoint(path)
     assert not ran.exists()
     assert not (tmp_path / "out").exists()
-
-
-def test_only_pickles_in_a_folder_are_no_model(tmp_path: Path) -> None:
-    torch.save({}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(UserError, match=r"it has no model\.safetensors"):
-        load_stylizer(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from smsff.generator import UNetGenerator
 from smsff.stylize import stages
-from smsff.stylize.stages import in_stages, stage
+from smsff.stylize.stages import in_stages
 from smsff.stylize.stylizer import Stylizer
 
 
@@ -27,15 +27,6 @@ def test_stages_equal_the_whole_at_any_size(network: UNetGenerator, height: int,
     x = torch.rand(2, 3, height, width, dtype=torch.float64) * 2 - 1
     with torch.inference_mode():
         torch.testing.assert_close(in_stages(network, x, cells=cells), network(x), rtol=0, atol=1e-12)
-
-
-def test_too_short_a_reach_would_show(network: UNetGenerator) -> None:
-    """The reaches are needed: a convolution that sees one cell less at its border gives another result there."""
-    x, convolution = torch.rand(1, 2, 24, 24), nn.Conv2d(2, 2, 5, padding=2)
-    with torch.inference_mode():
-        whole = convolution(x)
-        assert torch.allclose(stage(convolution, [x], size=(24, 24), reach=2, cells=8), whole, atol=1e-6)
-        assert not torch.allclose(stage(convolution, [x], size=(24, 24), reach=0, cells=8), whole, atol=1e-3)
 
 
 def test_no_piece_is_larger_than_a_tile_with_its_reach(network: UNetGenerator, monkeypatch: Any) -> None:

@@ -31,8 +31,8 @@ def test_enough_halo_is_exact_and_too_little_is_not() -> None:
         return F.avg_pool2d(x, 9, 1, 4, count_include_pad=False)
 
     x = torch.rand(2, 3, 50, 67, dtype=torch.float64)
-    torch.testing.assert_close(in_tiles(blur, x, tile=16, halo=4, multiple=1), blur(x), rtol=0, atol=1e-12)
-    assert (in_tiles(blur, x, tile=16, halo=3, multiple=1) - blur(x)).abs().max() > 1e-3
+    torch.testing.assert_close(in_tiles(blur, [x], (50, 67), tile=16, halo=4, multiple=1), blur(x), rtol=0, atol=1e-12)
+    assert (in_tiles(blur, [x], (50, 67), tile=16, halo=3, multiple=1) - blur(x)).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("size", [(150, 61), (149, 160)])
@@ -49,7 +49,7 @@ def test_network_in_tiles_equals_the_whole(size: tuple[int, int]) -> None:
             calls.append(piece.shape)
             return net(piece)
 
-        tiled = in_tiles(counted, x, tile=32, halo=net.receptive_radius, multiple=net.multiple)
+        tiled = in_tiles(counted, [x], size, tile=32, halo=net.receptive_radius, multiple=net.multiple)
     assert len(calls) > 3
     assert (whole - x).abs().max() > 0.1
     torch.testing.assert_close(tiled, whole, rtol=0, atol=1e-10)

@@ -1,7 +1,7 @@
 """``smsff caption FOLDER``: captions by a captioning model (BLIP, Li et al. 2022) into ``metadata.jsonl``.
 
-What is written is what `smsff.data.captions` reads. A run that was ended goes on where it stopped: pictures that have
-a caption are skipped, and lines are added to the file a whole batch at a time.
+A run that was ended goes on where it stopped: images that have a caption are skipped, and lines are added to the file
+a whole batch at a time.
 """
 
 from __future__ import annotations
@@ -12,32 +12,20 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from smsff.arguments import positive
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
 from smsff.atomic import write_atomically
+from smsff.data.captions import METADATA, TABLES, read_captions
+from smsff.data.images import ImageError, find_images, load_image, printable
 from smsff.errors import UserError
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 BEGINNING = b'{"file_name": "'
 """Of every line that is added."""
-MODEL = "Salesforce/blip-image-captioning-base"
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of the sub-command."""
-    parser.add_argument("folder", metavar="FOLDER", help="folder of images, searched through")
-    parser.add_argument(
-        "--model", metavar="M", default=MODEL, help=f"a BLIP captioning model: folder or hub id (default {MODEL})"
-    )
-    parser.add_argument("--prompt", metavar="TEXT", default="", help="how every caption begins: 'a painting of'")
-    parser.add_argument("--batch-size", metavar="N", type=positive, default=8, help="pictures at a time (default 8)")
-    parser.add_argument("--max-words", metavar="N", type=positive, default=40, help="longest caption in tokens (40)")
-    parser.add_argument("--overwrite", action="store_true", help="also pictures that have a caption")
-    parser.add_argument("--threads", metavar="N", type=positive, help="CPU threads (default: all cores)")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -46,12 +34,6 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         UserError: no folder, no images in it, malformed captions, or no such model.
     """
-    import torch  # here and below: --help should not wait for torch
-    from rich.console import Console
-
-    from smsff.data.captions import read_captions
-    from smsff.data.images import find_images, printable
-
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     root = Path(arguments.folder).expanduser()
@@ -69,7 +51,14 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     captioner = load_captioner(arguments.model, device=arguments.device)
     console = Console(stderr=True, soft_wrap=True)
-    failed = _caption_all(captioner, wanted, root, arguments, console)
+    failed, size = 0, arguments.batch_size
+    batches = [wanted[start : start + size] for start in range(0, len(wanted), size)]
+    for batch in track(batches, description="captioning", console=console):
+        pictures = dict(_read(batch, console))
+        failed += len(batch) - len(pictures)
+        if pictures:
+            texts = captioner(list(pictures.values()), prompt=arguments.prompt, max_words=arguments.max_words)
+            append_captions(dict(zip(pictures, texts, strict=True)), root)
     for path in {metadata_file(image, root) for image in wanted}:
         if path.exists():
             _keep_last_lines(path)
@@ -86,8 +75,6 @@ class Captioner:
 
     def __call__(self, pictures: Sequence[Tensor], *, prompt: str = "", max_words: int = 40) -> list[str]:
         """One caption for each picture (3, H, W) uint8, of any sizes; each begins with the prompt."""
-        import torch
-
         images = [picture.permute(1, 2, 0).numpy() for picture in pictures]
         text = {"text": [prompt] * len(images)} if prompt else {}
         inputs = self.processor(images=images, return_tensors="pt", **text).to(self.model.device)
@@ -98,12 +85,11 @@ class Captioner:
 
 
 def load_captioner(name: str, *, device: str = "auto") -> Captioner:
-    """A BLIP model from a folder or the hub; what is on this machine already is not asked of the hub.
+    """A BLIP model from a folder or the hub; what is on this machine already is not downloaded.
 
     Raises:
         UserError: no such model, or one of another kind.
     """
-    import torch
     from transformers import AutoConfig, BlipForConditionalGeneration, BlipProcessor
 
     if device == "cuda" and not torch.cuda.is_available():
@@ -128,7 +114,7 @@ def load_captioner(name: str, *, device: str = "auto") -> Captioner:
         reason = (str(error) or type(error).__name__).strip().splitlines()[0][:200]
         raise UserError(
             f"--model {name}: cannot be loaded ({reason}). Give the folder of a BLIP captioning model, for example "
-            f"after `hf download {MODEL} --local-dir models/blip` where there is a network"
+            "after `hf download Salesforce/blip-image-captioning-base --local-dir models/blip` where there is a network"
         ) from None
     if any("text_decoder" in key for key in report["missing_keys"]):
         raise UserError(f"--model {name}: has no weights of a caption decoder; a BLIP captioning model is needed")
@@ -137,8 +123,6 @@ def load_captioner(name: str, *, device: str = "auto") -> Captioner:
 
 def metadata_file(image: Path, root: Path) -> Path:
     """The ``metadata.jsonl`` that prevails for an image: beside the nearest table up to the root, else the root's."""
-    from smsff.data.captions import METADATA, TABLES
-
     folder = image.parent
     while folder != root and not any((folder / name).is_file() for name in TABLES):
         folder = folder.parent
@@ -161,30 +145,8 @@ def append_captions(captions: Mapping[Path, str], root: Path) -> None:
             os.close(handle)
 
 
-def _caption_all(
-    captioner: Captioner, images: Sequence[Path], root: Path, arguments: argparse.Namespace, console: Any
-) -> int:
-    """Caption batch by batch; returns the number of images that could not be read, each of which is named."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("captioning"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    failed = 0
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task("captioning", total=len(images))
-        for start in range(0, len(images), arguments.batch_size):
-            batch = images[start : start + arguments.batch_size]
-            pictures = dict(_read(batch, console))
-            failed += len(batch) - len(pictures)
-            if pictures:
-                texts = captioner(list(pictures.values()), prompt=arguments.prompt, max_words=arguments.max_words)
-                append_captions(dict(zip(pictures, texts, strict=True)), root)
-            progress.advance(task, len(batch))
-    return failed
-
-
-def _read(images: Iterable[Path], console: Any) -> Iterator[tuple[Path, Tensor]]:
-    from smsff.data.images import ImageError, load_image
-
+def _read(images: Iterable[Path], console: Console) -> Iterator[tuple[Path, Tensor]]:
+    """The images that can be read; the others are named."""
     for image in images:
         try:
             yield image, load_image(image)
@@ -198,8 +160,6 @@ def _drop_cut_lines(paths: Iterable[Path]) -> None:
     Raises:
         UserError: a file in another encoding than that of the lines that will be added.
     """
-    from smsff.data.images import printable
-
     for path in set(paths):
         if not path.is_file():
             continue

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from smsff.data.images import EXTENSIONS, OTHER_EXTENSIONS, printable, relative_name
+from smsff.data.images import NAMED, PICTURE_EXTENSIONS, printable, relative_name
 from smsff.errors import UserError, shown
 
 METADATA = "metadata.jsonl"
@@ -27,12 +27,9 @@ TABLES = (METADATA, "metadata.csv", "metadata.json")
 """Captions of many images, in any case; the first prevails where one folder has several."""
 TEXTS = (".txt", ".caption")
 """Endings of files with the caption of one image, in any case; the first prevails."""
-PICTURES = EXTENSIONS | OTHER_EXTENSIONS
 KEYS = ("text", "caption", "prompt")
 """Keys or columns of a table that may hold the caption; the first prevails."""
 EXPECTED = f'"file_name" and one of {", ".join(KEYS)}'
-MAX_NAMED = 3
-"""Files of one kind that are not read: so many are named, the others only counted."""
 MAX_WARNED = 20
 """Lines in the log about one matter; the others are only counted."""
 
@@ -90,9 +87,14 @@ def read_captions(root: Path, images: Sequence[Path], *, problems: Problems | No
             for where, name, texts in reversed(list(_entries(folder / table, problems))):
                 found.add_named(where, folder, name, texts)
     found.add_beside([folder / name for folder, names in folders for name in names if _ending(name) in TEXTS])
-    for ending, paths in _unknown(folders).items():
-        first = ", ".join(printable(relative_name(path, root)) for path in paths[:MAX_NAMED])
-        more = ", ..." if len(paths) > MAX_NAMED else ""
+    unknown: dict[str, list[Path]] = {}
+    for folder, names in folders:
+        for name in names:
+            if name.lower() not in TABLES and _ending(name) not in TEXTS:
+                unknown.setdefault(_ending(name), []).append(folder / name)
+    for ending, paths in unknown.items():
+        first = ", ".join(printable(relative_name(path, root)) for path in paths[:NAMED])
+        more = ", ..." if len(paths) > NAMED else ""
         kind = ending or "without an ending"
         where = printable(root)
         problems.absent[f"{where}/*{ending}"] = f"{where}: not read: {len(paths)} {kind} ({first}{more})"
@@ -134,8 +136,8 @@ class _Captions:
     def add_named(self, where: str, folder: Path, name: str, texts: Mapping[str, str]) -> None:
         """Captions by key of a table's line for the image of this name, the one that prevails first."""
         inside = relative_name(folder, self.root)
-        for spelled in (name, name.replace("\\", "/")):
-            if images := self._names.get(posixpath.normpath(posixpath.join(inside, spelled))):
+        for variant in (name, name.replace("\\", "/")):
+            if images := self._names.get(posixpath.normpath(posixpath.join(inside, variant))):
                 for key, text in texts.items():
                     self._add(f"{where}, {key}", images[0], text)
                 return
@@ -146,7 +148,7 @@ class _Captions:
         found = []
         for path in paths:
             name = os.path.splitext(relative_name(path, self.root))[0]
-            exact = self._names.get(name) if _ending(name) in PICTURES else []
+            exact = self._names.get(name) if _ending(name) in PICTURE_EXTENSIONS else []
             if images := exact or self._stems.get(name):
                 found.append((not exact, TEXTS.index(_ending(path)), path, images))
             else:
@@ -157,7 +159,7 @@ class _Captions:
                 self._add(printable(path), image, text)
 
     def _add(self, where: str, image: Path, text: str) -> None:
-        text = _one_line(text)
+        text = " ".join(text.split())
         if text and image not in self.texts:
             self.texts[image], self._places[image] = text, where
         elif text and self.texts[image] != text:
@@ -168,7 +170,7 @@ class _Captions:
 
 
 class _Names:
-    """Images by a name of theirs, which others may spell in another way."""
+    """Images by name; where no name is equal, one that differs in the form of its letters or in case counts."""
 
     FORMS: tuple[Callable[[str], str], ...] = (
         str,
@@ -204,20 +206,10 @@ def _other_files(root: Path) -> list[tuple[Path, list[str]]]:
         real = os.path.realpath(folder)
         below[:] = [] if real in seen else sorted((n for n in below if n[0] != "."), key=lambda name: f"{name}/")
         if real not in seen:
-            others = sorted(n for n in names if n[0] != "." and _ending(n) not in PICTURES)
+            others = sorted(n for n in names if n[0] != "." and _ending(n) not in PICTURE_EXTENSIONS)
             found.append((Path(folder), others))
         seen.add(real)
     return sorted(found, key=lambda one: -len(one[0].parts))
-
-
-def _unknown(folders: Iterable[tuple[Path, Sequence[str]]]) -> dict[str, list[Path]]:
-    """The files that are neither tables nor texts, by their ending."""
-    unknown: dict[str, list[Path]] = {}
-    for folder, names in folders:
-        for name in names:
-            if name.lower() not in TABLES and _ending(name) not in TEXTS:
-                unknown.setdefault(_ending(name), []).append(folder / name)
-    return unknown
 
 
 def _ending(name: str | Path) -> str:
@@ -310,7 +302,3 @@ def _read(path: Path, problems: Problems) -> str:
 
 def _report(where: str, reason: str, problems: Problems) -> None:
     problems.wrong[where] = f"{where}: {reason}"
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())

@@ -9,18 +9,19 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from functools import lru_cache, partial
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from smsff.data.captions import warn_each
 from smsff.data.crops import random_window, shrink_to, to_signed
-from smsff.data.fingerprint import DataState, fingerprint, warn_of
+from smsff.data.fingerprint import DataState, compare, fingerprint
 from smsff.data.folder import BUNDLED, ImageFolder, split_by_name
 from smsff.data.images import MAX_PIXELS, describe_others, printable
 from smsff.errors import UserError
@@ -53,8 +54,8 @@ class BatchDraws(Sampler[list[Draw]]):
             batch_size: Of this process.
             batches: Length of one pass of the training loop, which is what ``len`` says also after resuming.
             rank: Of this process.
-            start: Gives the first iteration; asked when iteration begins, for a loader is built before Lightning
-                has restored its counters.
+            start: Gives the first iteration; called when the loop begins, for a loader is built before Lightning has
+                restored its counters.
         """
         self.batch_size, self.batches, self.rank, self.start = batch_size, batches, rank, start
 
@@ -69,37 +70,17 @@ class BatchDraws(Sampler[list[Draw]]):
 
 
 class TrainingCrops(Dataset[dict[str, Any]]):
-    """Samples by draw."""
+    """Samples by draw; `window` are the options of `random_window`."""
 
-    def __init__(
-        self,
-        folder: ImageFolder,
-        *,
-        crop_size: int,
-        scale: tuple[float, float],
-        enlarge: float = 1.0,
-        flip: bool,
-        seed: int,
-        global_batch: int,
-    ) -> None:
-        self.folder, self.crop_size, self.scale, self.flip = folder, crop_size, scale, flip
-        self.enlarge = enlarge
-        self.seed, self.global_batch = seed, global_batch
+    def __init__(self, folder: ImageFolder, window: dict[str, Any], *, seed: int, global_batch: int) -> None:
+        self.folder, self.window, self.seed, self.global_batch = folder, window, seed, global_batch
 
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
         wanted = image_index(draw, seed=self.seed, count=len(self.folder), global_batch=self.global_batch)
         image, index, unreadable = self.folder.load_or_next(wanted)
-        generator = keyed_generator(self.seed, "crop", *draw)
-        window = random_window(
-            image,
-            size=self.crop_size,
-            scale=self.scale,
-            flip=self.flip,
-            generator=generator,
-            enlarge=self.enlarge,
-        )
+        window = random_window(image, **self.window, generator=keyed_generator(self.seed, "crop", *draw))
         return {
-            "image": window.cut(image, self.crop_size),
+            "image": window.cut(image, self.window["size"]),
             "caption": self.folder.captions[index],
             "index": index,
             "draw": draw,
@@ -145,6 +126,17 @@ def end_with(parent: int, worker: int) -> None:
     """In a loader process at its start: end if the training is gone already. torch looks after that from then on."""
     if os.getppid() != parent:
         os._exit(1)
+
+
+def batches_done(trainer: Trainer | None) -> int:
+    """Micro-batches the training has behind it, over all epochs: restored from a checkpoint by Lightning.
+
+    ``processed``, because ``completed`` is one short in a checkpoint saved at the end of a batch.
+    """
+    if trainer is None:
+        return 0
+    progress: Any = trainer.fit_loop.epoch_loop.batch_progress
+    return int(progress.total.processed)
 
 
 class ResumableLoader(DataLoader[dict[str, Any]]):
@@ -195,7 +187,7 @@ class ImageDataModule(LightningDataModule):
         max_unreadable_share: float = 0.1,
         worker_timeout: float = 600,
     ) -> None:
-        """Check the options and scan the folder.
+        """Scan the folder. The ranges of the options are those of ``smsff.config``, which checks them first.
 
         Args:
             root: Folder of images; None for the bundled photos.
@@ -203,7 +195,7 @@ class ImageDataModule(LightningDataModule):
             batch_size: Of each process.
             steps: Optimizer steps of the training. The loader is one long epoch of ``steps`` batches, times the
                 trainer's ``accumulate_grad_batches``.
-            num_workers: Loader processes.
+            num_workers, worker_timeout: Loader processes, and seconds to wait for a batch of one before the run stops.
             val_fraction: Share of the images, by hash of the name, kept for validation. Not used for bundled photos.
             default_caption: For images without a caption.
             flip: Mirror half of the crops.
@@ -213,35 +205,17 @@ class ImageDataModule(LightningDataModule):
             cache_mb: Keep the decoded images in memory if they need at most so many MB, in each process.
             val_max_side: Validation images are scaled down to this length of the longer side.
             max_pixels: Images with more pixels are left out, by their header: a small file can claim to be any size.
-            max_unreadable_share: Images that cannot be read, and captions, are left out and named; above this share of
-                all images the run stops.
-            worker_timeout: Seconds to wait for a batch of a loader process, before the run stops.
+            max_unreadable_share: Share of images, or captions, that cannot be read above which the run stops.
 
         Raises:
-            UserError: For an option out of range, a folder without images or with too many that cannot be read; names
-                the key.
+            UserError: For a folder without images, or with too many that cannot be read; names the key.
         """
         super().__init__()
-        _require(crop_size >= 1, "data.crop_size", crop_size, "at least 1")
-        _require(batch_size >= 1, "data.batch_size", batch_size, "at least 1")
-        _require(steps >= 1, "data.steps", steps, "at least 1")
-        _require(num_workers >= 0, "data.num_workers", num_workers, "0 or more")
-        _require(0 <= val_fraction < 1, "data.val_fraction", val_fraction, "at least 0 and below 1")
-        ordered = len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1
-        _require(ordered, "data.scale", list(scale), "two numbers, 0 < low <= high <= 1")
-        _require(cache_mb >= 0, "data.cache_mb", cache_mb, "0 or more")
-        _require(val_max_side >= 1, "data.val_max_side", val_max_side, "at least 1")
         self.crop_size, self.batch_size, self.steps, self.num_workers = crop_size, batch_size, steps, num_workers
-        _require(enlarge >= 1, "data.enlarge", enlarge, "at least 1")
-        self.enlarge = enlarge
-        self.flip, self.scale, self.seed = flip, (float(scale[0]), float(scale[1])), seed
-        _require(max_pixels >= 1, "data.max_pixels", max_pixels, "at least 1")
-        _require(worker_timeout > 0, "data.worker_timeout", worker_timeout, "more than 0")
-        _require(0 <= max_unreadable_share <= 1, "data.max_unreadable_share", max_unreadable_share, "from 0 to 1")
+        self.flip, self.scale, self.enlarge, self.seed = flip, (float(scale[0]), float(scale[1])), enlarge, seed
         self.cache_mb, self.val_max_side = cache_mb, val_max_side
         self.max_unreadable_share, self.worker_timeout = max_unreadable_share, worker_timeout
-        self.root, self.default_caption = root, default_caption
-        self.found = 0
+        self.root, self.default_caption, self.found = root, default_caption, 0
         self.bad_captions: dict[str, str] = {}
         self.unreadable: dict[str, str] = {}
         self._state: DataState | None = None
@@ -269,16 +243,10 @@ class ImageDataModule(LightningDataModule):
         trainer = self.trainer
         rank, processes = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
         batches = self.steps * (trainer.accumulate_grad_batches if trainer else 1)
-        crops = TrainingCrops(
-            self.train,
-            crop_size=self.crop_size,
-            scale=self.scale,
-            enlarge=self.enlarge,
-            flip=self.flip,
-            seed=self.seed,
-            global_batch=processes * self.batch_size,
-        )
-        draws = BatchDraws(batch_size=self.batch_size, batches=batches, rank=rank, start=self._batches_done)
+        window = {"size": self.crop_size, "scale": self.scale, "enlarge": self.enlarge, "flip": self.flip}
+        crops = TrainingCrops(self.train, window, seed=self.seed, global_batch=processes * self.batch_size)
+        start = partial(batches_done, trainer)
+        draws = BatchDraws(batch_size=self.batch_size, batches=batches, rank=rank, start=start)
         return ResumableLoader(crops, batch_sampler=draws, **self._loader_options(), collate_fn=collate)
 
     def val_dataloader(self) -> DataLoader[dict[str, Any]] | list[Any]:
@@ -308,14 +276,15 @@ class ImageDataModule(LightningDataModule):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        if self._state is None:
-            self._state = self.state()
-        return self._state.to_dict()
+        self._state = self._state or self.state()
+        return asdict(self._state)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Warn if the data or the size of the global batch are not those of the checkpoint."""
         if self.trainer is None or self.trainer.is_global_zero:
-            warn_of(state_dict, self.state(), processes=self.trainer.world_size if self.trainer else 1)
+            processes = self.trainer.world_size if self.trainer else 1
+            for sentence in compare(state_dict, self.state(), processes=processes):
+                log.warning("ckpt_path: %s", sentence)
 
     def overview(self) -> str:
         """The images, their captions and what is left out, on one line."""
@@ -354,16 +323,6 @@ class ImageDataModule(LightningDataModule):
             options |= {"timeout": self.worker_timeout, "worker_init_fn": partial(end_with, os.getpid())}
         return options
 
-    def _batches_done(self) -> int:
-        """Micro-batches the training has behind it, over all epochs: restored from a checkpoint by Lightning.
-
-        ``processed``, because ``completed`` is one short in a checkpoint saved at the end of a batch.
-        """
-        if self.trainer is None:
-            return 0
-        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress
-        return int(progress.total.processed)
-
     def _note(self, unreadable: dict[str, str], *, same_everywhere: bool) -> None:
         """Count unreadable images, and name each once (of very many, the first ones)."""
         new = {name: reason for name, reason in unreadable.items() if name not in self.unreadable}
@@ -390,8 +349,3 @@ class ImageDataModule(LightningDataModule):
                 f"data.max_unreadable_share={self.max_unreadable_share}: {len(bad)} of {self.found} {what}; the first: "
                 f"{next(iter(bad.values()))}. Mend or remove them, or raise the share"
             )
-
-
-def _require(condition: bool, key: str, value: object, expected: str) -> None:
-    if not condition:
-        raise UserError(f"{key}: must be {expected}, got {value}")

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,9 +23,6 @@ class DataState:
     images: int
     global_batch: int
     micro_batches: int
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def fingerprint(samples: Iterable[tuple[object, ...]]) -> str:
@@ -57,9 +51,3 @@ def compare(then: Mapping[str, Any], now: DataState, *, processes: int) -> list[
             f"trainer.accumulate_grad_batches={parts} would continue the same training"
         )
     return found
-
-
-def warn_of(then: Mapping[str, Any], now: DataState, *, processes: int) -> None:
-    """`compare`, as warnings."""
-    for sentence in compare(then, now, processes=processes):
-        log.warning("ckpt_path: %s", sentence)

@@ -50,16 +50,9 @@ class ImageFolder:
     def __init__(
         self, root: str | Path, *, default_caption: str, key: str = "data.root", max_pixels: int = MAX_PIXELS
     ) -> None:
-        """Scan the folder.
+        """Scan the folder; UserError, which names the config key ``key``, if it has no readable image.
 
-        Args:
-            root: The folder.
-            default_caption: For images that have no caption, or one that cannot be read.
-            key: Config key to name in messages.
-            max_pixels: Images with more are left out, by what their header says.
-
-        Raises:
-            UserError: If there is no such folder, no image in it, or no readable one.
+        Images without a caption get ``default_caption``; those of more than ``max_pixels`` are left out.
         """
         self.root = Path(root).expanduser()
         if not self.root.is_dir():
@@ -95,11 +88,7 @@ class ImageFolder:
         return printable(relative_name(self.paths[index], self.root))
 
     def load(self, index: int) -> Tensor:
-        """Image (3, H, W) uint8.
-
-        Raises:
-            ImageError: If the file has become unreadable, or was damaged behind its header.
-        """
+        """Image (3, H, W) uint8; ImageError if the file is gone, or damaged behind its header."""
         if self._cache is None:
             return load_image(self.paths[index], max_pixels=self.max_pixels)
         image = self._cache[index]
@@ -113,8 +102,8 @@ class ImageFolder:
         Which one that is depends on the files alone, so every process and a run that goes on take the same.
 
         Returns:
-            The image (3, H, W) uint8, the index it really has, and the reason by name for each image passed over. If
-            all of them had to be passed over, a grey pixel and the index asked for: who counts the reasons can stop.
+            The image (3, H, W) uint8, its index, and the reason by name for each image passed over. If none can be
+            read, a grey pixel and ``index``: whoever counts the reasons can stop.
         """
         skipped: dict[str, str] = {}
         for offset in range(len(self)):
@@ -148,10 +137,8 @@ class ImageFolder:
     def subset(self, indices: Sequence[int]) -> ImageFolder:
         """The same folder restricted to some images; ``unreadable`` stays that of the whole folder."""
         part = copy(self)
-        part.paths = [self.paths[i] for i in indices]
-        part.sizes = [self.sizes[i] for i in indices]
-        part.captions = [self.captions[i] for i in indices]
-        part.captioned = [self.captioned[i] for i in indices]
+        for name in ("paths", "sizes", "captions", "captioned"):
+            setattr(part, name, [getattr(self, name)[i] for i in indices])
         part._cache = None
         return part
 

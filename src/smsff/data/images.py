@@ -133,7 +133,12 @@ def list_images(root: str | Path) -> tuple[list[Path], list[Path]]:
     others: list[Path] = []
     for name in sorted(_walk(os.fspath(root))):
         path = root / name
-        (images if path.suffix.lower() in EXTENSIONS or _is_readable(path) else others).append(path)
+        try:
+            if path.suffix.lower() not in EXTENSIONS:
+                image_size(path)
+            images.append(path)
+        except ImageError:
+            others.append(path)
     return images, others
 
 
@@ -141,18 +146,10 @@ def describe_others(others: Sequence[Path], root: Path) -> str:
     """One sentence on pictures that are not read: how many of each kind, and the names of the first."""
     kinds = Counter(path.suffix.lower() for path in others)
     counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
-    names = [printable(relative_name(path, root)) for path in others[:NAMED]]
-    more = [f"{len(others) - NAMED} more"] if len(others) > NAMED else []
+    names = ", ".join(printable(relative_name(path, root)) for path in others[:NAMED])
+    more = f", {len(others) - NAMED} more" if len(others) > NAMED else ""
     extra = "; .heic and .heif need pip install 'smsff[heic]'" if not HEIF and HEIF_EXTENSIONS & set(kinds) else ""
-    return f"{len(others)} pictures of kinds that are not read ({counts}): {', '.join([*names, *more])}{extra}"
-
-
-def _is_readable(path: Path) -> bool:
-    try:
-        image_size(path)
-    except ImageError:
-        return False
-    return True
+    return f"{len(others)} pictures of kinds that are not read ({counts}): {names}{more}{extra}"
 
 
 def _walk(root: str) -> Iterator[str]:

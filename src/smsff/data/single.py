@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from smsff.data.crops import resize, to_signed
-from smsff.data.datamodule import BatchDraws, Draw, ResumableLoader, collate
-from smsff.data.fingerprint import DataState, fingerprint, warn_of
+from smsff.data.datamodule import BatchDraws, Draw, ResumableLoader, batches_done, collate
+from smsff.data.fingerprint import DataState, compare, fingerprint
 from smsff.data.folder import BUNDLED
 from smsff.data.images import MAX_PIXELS, ImageError, load_image, printable
 from smsff.errors import UserError
+
+log = logging.getLogger(__name__)
 
 
 class SamePicture(Dataset[dict[str, Any]]):
@@ -43,17 +47,13 @@ class SingleImage(LightningDataModule):
         image: (3, H, W) float32 in [-1, 1].
 
     Raises:
-        UserError: an option out of range, or a file that cannot be read.
+        UserError: a file that cannot be read, or with too many pixels at this size.
     """
 
     def __init__(
         self, *, path: str | None = None, short_side: int, multiple: int = 8, caption: str = "", steps: int
     ) -> None:
         super().__init__()
-        if short_side < multiple or multiple < 1:
-            raise UserError(
-                f"data.short_side={short_side}: must be at least data.multiple={multiple}, and that at least 1"
-            )
         self.path = Path(path) if path else BUNDLED / "test" / "chelsea.jpg"
         try:
             picture = load_image(self.path)
@@ -71,7 +71,7 @@ class SingleImage(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
         batches = self.steps * (self.trainer.accumulate_grad_batches if self.trainer else 1)
-        draws = BatchDraws(batch_size=1, batches=batches, rank=0, start=self._batches_done)
+        draws = BatchDraws(batch_size=1, batches=batches, rank=0, start=lambda: batches_done(self.trainer))
         return ResumableLoader(SamePicture(self.image, self.caption), batch_sampler=draws, collate_fn=collate)
 
     def val_dataloader(self) -> DataLoader[dict[str, Any]]:
@@ -82,11 +82,12 @@ class SingleImage(LightningDataModule):
         return [self.caption]
 
     def state_dict(self) -> dict[str, Any]:
-        return self.state().to_dict()
+        return asdict(self.state())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Warn if the picture is not that of the checkpoint."""
-        warn_of(state_dict, self.state(), processes=1)
+        for sentence in compare(state_dict, self.state(), processes=1):
+            log.warning("ckpt_path: %s", sentence)
 
     def state(self) -> DataState:
         """What identifies the picture, for a run that goes on."""
@@ -106,9 +107,3 @@ class SingleImage(LightningDataModule):
     def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         batch.pop("unreadable", None)
         return batch
-
-    def _batches_done(self) -> int:
-        if self.trainer is None:
-            return 0
-        processed: int = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]
-        return processed

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from smsff.data.datamodule import (
     ImageDataModule,
     ResumableLoader,
     WholeImages,
+    batches_done,
     collate,
     image_index,
 )
@@ -313,7 +315,9 @@ class StylePictures(ImageDataModule):
             prior=self.prior,
             margin=self.margin,
         )
-        draws = BatchDraws(batch_size=self.batch_size, batches=batches, rank=rank, start=self._batches_done)
+        draws = BatchDraws(
+            batch_size=self.batch_size, batches=batches, rank=rank, start=partial(batches_done, self.trainer)
+        )
         return ResumableLoader(crops, batch_sampler=draws, **self._loader_options(), collate_fn=collate_style)
 
     def val_dataloader(self) -> list[DataLoader[dict[str, Any]]]:

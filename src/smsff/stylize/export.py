@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -16,9 +16,8 @@ from smsff.atomic import write_atomically
 from smsff.data.images import printable
 from smsff.errors import UserError
 from smsff.stylize.model_files import CONFIG, WEIGHTS, Network, build_generator, load_weights
-from smsff.stylize.onnx_model import export_onnx
+from smsff.stylize.onnx_model import Agreement, Precision, export_onnx
 from smsff.stylize.onnx_network import ONNX
-from smsff.stylize.onnx_precision import Precision
 from smsff.stylize.stylizer import load_stylizer, to_unit_range
 from smsff.training.checkpoints import read_checkpoint
 
@@ -32,16 +31,14 @@ class Exported:
     Attributes:
         folder: Where the files are.
         files: Size in bytes of each file.
-        parity: Largest difference from the checkpoint's own output, RGB in [0, 1], for each (H, W) tried.
-        psnr: Decibels from float32 on the bundled test photos by name, of files in 16 and 8 bits.
+        agreement: With the checkpoint's own output.
         averaged: Whether the averaged weights (EMA) were taken.
     """
 
     folder: Path
     files: dict[str, int]
-    parity: dict[tuple[int, int], float] = field(default_factory=dict)
-    psnr: dict[str, float] = field(default_factory=dict)
-    averaged: bool = False
+    agreement: Agreement
+    averaged: bool
 
 
 def save_stylizer(generator: Network, folder: str | Path, meta: Mapping[str, Any] | None = None) -> None:
@@ -144,24 +141,17 @@ def export_checkpoint(
     if folder.exists() and not folder.is_dir():
         raise UserError(f"out={folder} is a file; it must be a folder")
     folder.mkdir(parents=True, exist_ok=True)
-    quality: dict[str, float] = {}
     if format == "onnx":
-        names = [ONNX]
-        agreement = export_onnx(generator, folder / names[0], meta, precision=cast(Precision, precision))
-        parity, quality = agreement.parity, agreement.psnr
+        names, agreement = [ONNX], export_onnx(generator, folder / ONNX, meta, precision=cast(Precision, precision))
     else:
-        names = [WEIGHTS, CONFIG]
+        names, size = [WEIGHTS, CONFIG], (101, 135)
         save_stylizer(generator, folder, meta)
-        parity = _safetensors_parity(generator, folder)
+        x = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0))
+        with torch.inference_mode():
+            difference = (load_stylizer(folder)(x) - to_unit_range(generator, x)).abs().max()
+        agreement = Agreement({size: float(difference)})
     files = {name: (folder / name).stat().st_size for name in names}
-    return Exported(folder, files, parity, quality, averaged=meta["averaged_weights"])
-
-
-def _safetensors_parity(generator: Network, folder: Path) -> dict[tuple[int, int], float]:
-    stylizer, size = load_stylizer(folder), (101, 135)
-    x = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0))
-    with torch.inference_mode():
-        return {size: float((stylizer(x) - to_unit_range(generator, x)).abs().max())}
+    return Exported(folder, files, agreement, averaged=meta["averaged_weights"])
 
 
 def _training_facts(hyper: Mapping[str, Any]) -> dict[str, Any]:

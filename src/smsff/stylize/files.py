@@ -66,7 +66,8 @@ def _expand(item: Path, out: Path) -> list[tuple[Path, Path]]:
     matches = [item] if item.exists() else [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]
     if not matches:
         raise UserError(f"{printable(item)} does not exist")
-    root = item if item.exists() else _before_pattern(Path(pattern))
+    fixed = (path for path in Path(pattern).parents if not set("*?[") & set(str(path)))
+    root = item if item.exists() else next(fixed)
     inside = _resolved(out)
     found: list[Path] = []
     for match in matches:
@@ -76,11 +77,6 @@ def _expand(item: Path, out: Path) -> list[tuple[Path, Path]]:
     if not found:
         raise UserError(f"{printable(item)} has no images")
     return [(path, Path(os.path.relpath(path, root))) for path in found]
-
-
-def _before_pattern(pattern: Path) -> Path:
-    """The part of a pattern that is the same for all its matches."""
-    return next(path for path in pattern.parents if not set("*?[") & set(str(path)))
 
 
 def _named(found: Sequence[tuple[Path, Path]]) -> list[tuple[Path, Path]]:
@@ -99,8 +95,7 @@ def _named(found: Sequence[tuple[Path, Path]]) -> list[tuple[Path, Path]]:
 
 
 def _check(jobs: Sequence[tuple[Path, Path]], out: Path, *, overwrite: bool) -> None:
-    inputs = {_resolved(source) for source, _ in jobs}
-    inside = _resolved(out)
+    inputs, inside = {_resolved(source) for source, _ in jobs}, _resolved(out)
     taken: dict[Path, Path] = {}
     for source, result in jobs:
         target = _resolved(result)

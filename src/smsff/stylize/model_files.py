@@ -1,4 +1,4 @@
-"""Files of a trained network, held against their description before anything of their size is built.
+"""Files of a trained network, compared with their description before anything of their size is built.
 
 A model folder can come from a stranger. Its description says which network it is and how large; from that alone follow
 the name, shape and number type of every tensor, and the weights file must have just these. Only then is it read.
@@ -66,8 +66,9 @@ def load_weights(generator: Network, state: Mapping[str, Any], *, source: str) -
     Raises:
         UserError: If names, shapes or number types do not match, or a value is not finite.
     """
-    found = {name: (tuple(value.shape), value.dtype) for name, value in state.items() if _is_plain(value)}
-    check_fit(generator, found, source=source)
+    plain = {name: value for name, value in state.items() if type(value) in (Tensor, torch.nn.Parameter)}
+    dense = {n: x for n, x in plain.items() if x.layout == torch.strided and not x.is_quantized and not x.is_meta}
+    check_fit(generator, {name: (tuple(x.shape), x.dtype) for name, x in dense.items()}, source=source)
     filled: dict[str, Tensor] = {}
     for name, value in state.items():
         filled[name] = value.detach().to("cpu", torch.float32, copy=True)
@@ -77,14 +78,8 @@ def load_weights(generator: Network, state: Mapping[str, Any], *, source: str) -
     return generator.requires_grad_(True).eval()
 
 
-def _is_plain(value: Any) -> bool:
-    """Whether a value of a checkpoint is a tensor with numbers in memory: not sparse, not quantised, not empty talk."""
-    known = type(value) in (Tensor, torch.nn.Parameter)
-    return known and value.layout == torch.strided and not value.is_quantized and not value.is_meta
-
-
 def check_fit(generator: Network, found: Mapping[str, tuple[tuple[int, ...], torch.dtype]], *, source: str) -> None:
-    """Hold names, shapes and number types against those of a network.
+    """Compare names, shapes and number types with those of a network.
 
     Raises:
         UserError: names the first that differs.

@@ -6,6 +6,7 @@ import json
 import math
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -61,7 +62,7 @@ class OnnxNetwork(nn.Module):
         self.receptive_radius, self.multiple, self.description = receptive_radius, multiple, description
 
     def forward(self, image: Tensor) -> Tensor:
-        """Stylize; RuntimeError if ONNX Runtime fails, for want of memory for example."""
+        """Stylize; RuntimeError if ONNX Runtime fails, for example when it is out of memory."""
         try:
             (result,) = self.session.run(None, {"image": image.contiguous().numpy()})
         except Exception as error:  # its exceptions have no common class but this
@@ -100,11 +101,14 @@ def load_onnx(path: Path) -> OnnxNetwork:
         _check_model(model)
         _check_growth(model)
         facts = {entry.key: entry.value for entry in model.metadata_props}
+        training: Any = {}
+        with suppress(ValueError, RecursionError):
+            training = json.loads(facts.get("training", "{}"))
         network = OnnxNetwork(
             onnxruntime.InferenceSession(data, _options(), providers=["CPUExecutionProvider"]),
             receptive_radius=_number(facts, "receptive_radius"),
             multiple=_number(facts, "multiple") or 1,
-            description=_description(facts),
+            description={"smsff_version": facts.get("smsff_version"), "training": training},
         )
         tried = network(torch.full(TRIAL, 0.5))
     except UserError as error:
@@ -152,9 +156,9 @@ def _check_model(model: Any) -> None:
 
 
 def _check_growth(model: Any) -> None:
-    """Refuse a graph that makes very large tensors of a small picture, as far as its shapes can be foretold.
+    """Refuse a graph that makes very large tensors of a small picture, as far as its shapes can be inferred.
 
-    What cannot be foretold ends at the limit of the session's memory.
+    Where they cannot, the limit of the session's memory holds.
     """
     from onnx import shape_inference
 
@@ -204,14 +208,6 @@ def _check_tensor(tensor: Any) -> None:
 def _number(facts: dict[str, str], key: str) -> int | None:
     text = facts.get(key, "")
     return int(text) if text.isascii() and text.isdigit() and len(text) < 8 and 0 < int(text) <= MAX_RADIUS else None
-
-
-def _description(facts: dict[str, str]) -> dict[str, Any]:
-    try:
-        training = json.loads(facts.get("training", "{}"))
-    except (ValueError, RecursionError):
-        training = {}
-    return {"smsff_version": facts.get("smsff_version"), "training": training}
 
 
 def _first_line(error: Exception) -> str:

@@ -7,53 +7,23 @@ cells of the stage's own grid. What is alive at most, feature maps of the pictur
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from fractions import Fraction
+from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from smsff.generator.unet import UNetGenerator
-from smsff.stylize.tiles import spans
+from smsff.stylize.tiles import in_tiles
 
 CELLS = 256
 """Side of a tile in cells of a stage's result: smaller ones have more cells at their borders to compute twice."""
 
 
-def stage(
-    function: Callable[..., Tensor], inputs: Sequence[Tensor], *, size: tuple[int, int], reach: int, cells: int = CELLS
-) -> Tensor:
-    """function(*inputs), computed tile by tile.
-
-    Args:
-        function: Of maps (B, C, h, w) whose sides are the result's times one factor each, a whole number or 1/2.
-        inputs: The maps.
-        size: Height and width of the result; even.
-        reach: How far, in cells of the result, an input can act beyond its own place.
-        cells: Side of a tile.
-    """
-    scales = [Fraction(x.shape[-1], size[1]) for x in inputs]
-    out: Tensor | None = None
-    for row in spans(size[0], tile=cells, halo=reach, multiple=2):
-        for column in spans(size[1], tile=cells, halo=reach, multiple=2):
-            parts = [
-                x[..., int(row.low * s) : int(row.high * s), int(column.low * s) : int(column.high * s)]
-                for x, s in zip(inputs, scales, strict=True)
-            ]
-            piece = function(*parts)
-            if out is None:
-                out = piece.new_empty((*piece.shape[:2], *size))
-            wanted = piece[..., row.start - row.low : row.stop - row.low, column.start - column.low :]
-            out[..., row.start : row.stop, column.start : column.stop] = wanted[..., : column.stop - column.start]
-    assert out is not None
-    return out
-
-
 def in_stages(net: UNetGenerator, x: Tensor, *, cells: int = CELLS) -> Tensor:
     """net(x), up to rounding, for a large x (B, 3, H, W) in [-1, 1], with small working memory; without gradient."""
     height, width = x.shape[-2:]
-    k = net.multiple
+    stage, k = partial(in_tiles, tile=cells, multiple=2), net.multiple
     rgb = F.pad(x, (0, -width % k, 0, -height % k), mode="replicate")
     sides = [(rgb.shape[-2] >> level, rgb.shape[-1] >> level) for level in range(len(net.widths) + 1)]
 
@@ -61,30 +31,23 @@ def in_stages(net: UNetGenerator, x: Tensor, *, cells: int = CELLS) -> Tensor:
         features: Tensor = net.encoder[0](F.relu(net.stem(F.pixel_unshuffle(pixels, 2)), inplace=True))
         return features
 
-    features = stage(first, [rgb], size=sides[1], reach=2 * net.encoder_blocks[0] + 1, cells=cells)
+    features = stage(first, [rgb], sides[1], halo=2 * net.encoder_blocks[0] + 1)
     skips = []
     for level, (down, blocks) in enumerate(zip(net.downs, net.encoder[1:], strict=True), start=2):
         skips.append(features)
-        reach = 2 * net.encoder_blocks[level - 1]
-        features = stage(
-            lambda below, down=down, blocks=blocks: blocks(down(below)),
-            [features],
-            size=sides[level],
-            reach=reach,
-            cells=cells,
-        )
+        halo = 2 * net.encoder_blocks[level - 1]
+        features = stage(nn.Sequential(down, blocks), [features], sides[level], halo=halo)
     for level in reversed(range(len(skips))):
-        up, blocks, reach = net.ups[level], net.decoder[level], 2 * net.decoder_blocks[level] + 2
-        features = stage(
-            lambda skip, above, up=up, blocks=blocks: blocks(skip + up(above)),
-            [skips.pop(), features],
-            size=sides[level + 1],
-            reach=reach,
-            cells=cells,
-        )
+        up, blocks, halo = net.ups[level], net.decoder[level], 2 * net.decoder_blocks[level] + 2
+
+        def joined(skip: Tensor, above: Tensor, up: nn.Module = up, blocks: nn.Module = blocks) -> Tensor:
+            result: Tensor = blocks(skip + up(above))
+            return result
+
+        features = stage(joined, [skips.pop(), features], sides[level + 1], halo=halo)
 
     def head(below: Tensor, pixels: Tensor) -> Tensor:
         full = torch.cat((net.unfold(below), pixels), dim=1)
         return pixels + net.to_rgb(F.relu(net.refine(F.relu(net.mix(full), inplace=True)), inplace=True))
 
-    return stage(head, [features, rgb], size=sides[0], reach=4, cells=cells)[..., :height, :width]
+    return stage(head, [features, rgb], sides[0], halo=4)[..., :height, :width]

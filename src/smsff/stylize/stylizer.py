@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from smsff.arguments import MAX_STRENGTH
 from smsff.data.images import Picture, printable, read_picture
 from smsff.errors import UserError
 from smsff.generator import UNetGenerator
+from smsff.stylize import MAX_STRENGTH
 from smsff.stylize.heap import kept
 from smsff.stylize.model_files import CONFIG, WEIGHTS, Network, load_network
 from smsff.stylize.onnx_network import ONNX, OnnxNetwork, load_onnx
@@ -70,17 +70,14 @@ class Stylizer:
                 f"{type(generator).__name__} cannot work in tiles: a pixel depends on the whole picture, or the file "
                 "does not say on how much of it"
             )
-        usual = STAGED_TILE if isinstance(generator, UNetGenerator) else TILE if radius is not None else 0
-        self.tile = usual if tile is None else tile
+        if tile is None:
+            tile = STAGED_TILE if isinstance(generator, UNetGenerator) else TILE if radius is not None else 0
+        self.tile: int = tile
         self.halo: int = radius or 0
         self.multiple: int = generator.multiple
 
     def __call__(self, picture: Tensor | Picture | Image.Image | str | Path, *, strength: float = 1.0) -> Any:
-        """Stylize one picture or a batch of tensors.
-
-        Args:
-            picture: See above.
-            strength: The result is x + strength * (G(x) - x), clamped: 0 is the source, 1 the network's own result.
+        """Stylize one picture or a batch of tensors: x + strength * (G(x) - x), clamped.
 
         Raises:
             UserError: If the strength is not between 0 and 1.5, or the picture cannot be read.
@@ -98,31 +95,27 @@ class Stylizer:
         run = partial(self._run, strength=strength)
         if self.tile == 0:
             return run(picture)
-        return in_tiles(run, picture, tile=self.tile, halo=self.halo, multiple=self.multiple)
+        size = (picture.shape[-2], picture.shape[-1])
+        return in_tiles(run, [picture], size, tile=self.tile, halo=self.halo, multiple=self.multiple)
 
     @torch.inference_mode()
     def _run(self, picture: Tensor, *, strength: float) -> Tensor:
         as_bytes = picture.dtype == torch.uint8
         x = picture.to(self.device, torch.float32)
         x = x / 255 if as_bytes else x
-        network: Callable[[Tensor], Tensor] = self.generator
         if isinstance(self.generator, UNetGenerator) and max(x.shape[-2:]) > WHOLE:
-            network = partial(large, self.generator)
-        rgb = to_unit_range(network, x)
+            with kept() if x.device.type == "cpu" else nullcontext():
+                rgb = to_unit_range(partial(in_stages, self.generator), x)
+        else:
+            rgb = to_unit_range(self.generator, x)
         if strength != 1:
             rgb = torch.lerp(x, rgb, strength).clamp_(0, 1)
         return (rgb.mul_(255).round_() if as_bytes else rgb).to(picture.device, picture.dtype)
 
 
-def large(net: UNetGenerator, x: Tensor) -> Tensor:
-    """`in_stages`; on the CPU, memory stays between tiles."""
-    with kept() if x.device.type == "cpu" else nullcontext():
-        return in_stages(net, x)
-
-
 def to_unit_range(generator: Callable[[Tensor], Tensor], rgb: Tensor) -> Tensor:
-    """The generator, which lives in [-1, 1], on RGB in [0, 1]; the result is clamped to [0, 1]."""
-    if isinstance(generator, OnnxNetwork):  # lives in [0, 1] itself
+    """The generator, whose range is [-1, 1], on RGB in [0, 1]; the result is clamped to [0, 1]."""
+    if isinstance(generator, OnnxNetwork):  # its range is [0, 1]
         return generator(rgb).clamp(0, 1)
     out: Tensor = (generator(rgb * 2 - 1) * 0.5 + 0.5).clamp(0, 1)
     return out

@@ -1,11 +1,11 @@
-"""Stylize a large picture piece by piece, with the result of doing it whole."""
+"""Compute a large picture tile by tile, with the result of computing it whole."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
-import torch
 from torch import Tensor
 
 
@@ -33,18 +33,38 @@ def spans(size: int, *, tile: int, halo: int, multiple: int) -> Iterator[Span]:
         yield Span(start, stop, max(start - halo, 0), min(stop + halo, size))
 
 
-def in_tiles(network: Callable[[Tensor], Tensor], image: Tensor, *, tile: int, halo: int, multiple: int) -> Tensor:
-    """network(image) for an image (B, C, H, W), computed tile by tile.
+def in_tiles(
+    function: Callable[..., Tensor],
+    inputs: Sequence[Tensor],
+    size: tuple[int, int],
+    *,
+    tile: int,
+    halo: int,
+    multiple: int,
+) -> Tensor:
+    """function(*inputs), computed tile by tile.
 
-    Equal to network(image) if no pixel acts further than `halo` and the network works on a grid of `multiple` pixels.
-    The result has the dtype that the network returns; nothing else of the picture's size is allocated.
+    Nothing else of the result's size is allocated.
+
+    Args:
+        function: Of maps (B, C, h, w) whose sides are the result's times one factor each, a whole number or 1/2.
+        inputs: The maps.
+        size: Height and width of the result.
+        tile: Side of a tile of the result.
+        halo: How far, in pixels of the result, an input can act beyond its own place.
+        multiple: Grid of the function, in pixels of the result; an even number for inputs of half its size.
     """
+    scales = [Fraction(x.shape[-1], size[1]) for x in inputs]
     out: Tensor | None = None
-    for row in spans(image.shape[-2], tile=tile, halo=halo, multiple=multiple):
-        for column in spans(image.shape[-1], tile=tile, halo=halo, multiple=multiple):
-            piece = network(image[..., row.low : row.high, column.low : column.high])
+    for row in spans(size[0], tile=tile, halo=halo, multiple=multiple):
+        for column in spans(size[1], tile=tile, halo=halo, multiple=multiple):
+            parts = [
+                x[..., int(row.low * s) : int(row.high * s), int(column.low * s) : int(column.high * s)]
+                for x, s in zip(inputs, scales, strict=True)
+            ]
+            piece = function(*parts)
             if out is None:
-                out = torch.empty(image.shape, dtype=piece.dtype, device=piece.device)
+                out = piece.new_empty((*piece.shape[:2], *size))
             wanted = piece[..., row.start - row.low : row.stop - row.low, column.start - column.low :]
             out[..., row.start : row.stop, column.start : column.stop] = wanted[..., : column.stop - column.start]
     assert out is not None
