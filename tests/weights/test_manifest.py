@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from smsff.config.check import Weight
+from smsff.config.schema import Weight
 from smsff.errors import UserError
 from smsff.weights.compose import composed
 from smsff.weights.files import FileRecord

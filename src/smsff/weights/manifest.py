@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from smsff.atomic import write_atomically
-from smsff.config.check import Weight, check_arguments, lora_paths
+from smsff.config.check import check_arguments, lora_paths
+from smsff.config.schema import Weight
 from smsff.errors import UserError
 from smsff.weights.files import FileRecord, folder_lock
 
