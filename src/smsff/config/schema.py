@@ -46,6 +46,7 @@ TIMESTEP = Range(0, 999)  # every base that can be loaded was trained with 1000 
 SHARE = Range(0, 1)
 DECAY = Range(0, 1, open_high=True)
 WEIGHT = Range(0, 1_000_000_000)
+GAMMA = Range(0, 1_000_000_000, open_low=True)
 STRENGTH = Range(-100, 100)
 RANK = Range(1, 4096)
 ALPHA = Range(0, 1_000_000, open_low=True)
@@ -291,8 +292,8 @@ ARGUMENTS: dict[str, Key] = {
     "lora.text_alpha": Key("of the LoRA on the text encoders", ALPHA),
     "lora.text_modules": Key("names of layers of the text encoders"),
     "lora.gradient_checkpointing": Key("of the U-Net"),
-    "loss.min_snr_gamma": Key("gamma of the min-SNR weight; null: all t alike", WEIGHT),
-    "loss.degraded_gamma": Key("the same for degraded samples", WEIGHT),
+    "loss.min_snr_gamma": Key("gamma of the min-SNR weight; null: all t alike", GAMMA),
+    "loss.degraded_gamma": Key("the same for degraded samples", GAMMA),
     "loss.prior_weight": Key("of the pictures of data.prior", WEIGHT),
     "held_out.bands": Key("edges of the bands of t, ascending", Range(0, 1000)),
     "held_out.draws": Key("timesteps in each band", Range(1, 10_000)),
