@@ -14,7 +14,6 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from smsff.config.bounds import ANY, bound_of, check_bounds
 from smsff.config.check import (
     check_arguments,
     check_config,
@@ -23,6 +22,7 @@ from smsff.config.check import (
     fits,
     resolve,
 )
+from smsff.config.schema import ANY, check_ranges, range_of
 from smsff.errors import UserError
 from smsff.training.launch import explain
 from smsff.training.opening import parts_off
@@ -395,16 +395,16 @@ def numbers(node: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
 def test_every_number_has_a_range_of_its_own(command: Sequence[str]) -> None:
     plain = composed(*command)
     check_config(plain)
-    without = [key for key, _, _ in numbers(plain) if bound_of(key) is ANY]
-    assert not without, f"{without} have no entry in smsff.config.bounds.BOUNDS"
+    without = [key for key, _, _ in numbers(plain) if range_of(key) is ANY]
+    assert not without, f"{without} have no entry in smsff.config.schema"
     for key, node, name in list(numbers(plain)):
         before = node[name]
         for wrong in (float("nan"), float("inf"), -float("inf"), 10**400, -(10**400)):
             node[name] = wrong
             with pytest.raises(UserError, match=re.escape(f"{key}=")):
-                check_bounds(plain)
+                check_ranges(plain)
         node[name] = before
-    check_bounds(plain)
+    check_ranges(plain)
 
 
 @cache

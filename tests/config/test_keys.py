@@ -19,7 +19,8 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from smsff import build
-from smsff.config import bounds, contradictions, paths, trust
+from smsff.config import paths, schema, trust
+from smsff.config.reference import reference
 from smsff.training import resume
 from smsff.weights import manifest
 
@@ -29,6 +30,9 @@ GROUPS: dict[str, list[str]] = {}
 for file in sorted(CONF.glob("*/*.yaml")):
     GROUPS.setdefault(file.parent.name, []).append(file.stem)
 OF_STYLE_LORA = ("teacher", "trainer", "logger", "callbacks")
+EXPORT = ("ckpt", "format", "precision", "out")
+FROM_THE_RUN = ("fake_score.teacher", "generator.image", "generator.z")
+"""Arguments that are no keys."""
 NOT_CHOSEN = ("task", "experiment", "tuned")
 FILES = (".json", ".jsonl", ".yaml", ".safetensors", ".py")
 
@@ -81,13 +85,13 @@ def unknown(patterns: Iterable[str]) -> list[str]:
         resume.REFUSED,
         resume.IGNORED,
         resume.FREE,
-        bounds.BOUNDS,
+        schema.KEYS,
         trust.TARGETS,
         paths.FILES,
         paths.NAMES,
         build.OPTIONS,
         list(itertools.chain(*build.CHEAP.values())),
-        [f"trainer.{key}" for key in contradictions.OURS],
+        [f"trainer.{key}" for key in schema.FIXED],
         [f"teacher.{key}" for key in manifest.KEYS],
     ],
     ids=str,
@@ -113,3 +117,12 @@ def test_every_key_that_a_message_names_is_a_key() -> None:
     for path in sorted((ROOT / "src" / "smsff").rglob("*.py")):
         found = {key for text in texts(ast.parse(path.read_text())) for key in named.findall(text)}
         assert unknown(key for key in found if not key.endswith(FILES)) == [], path
+
+
+def test_every_key_has_a_text() -> None:
+    keys = {key for key in known() if not key.endswith("_")} - {*EXPORT, *FROM_THE_RUN}
+    assert sorted(key for key in keys if schema.key_of(key) is None) == []
+
+
+def test_the_reference_of_the_keys_is_up_to_date() -> None:
+    assert (ROOT / "docs" / "reference" / "keys.md").read_text() == reference()

@@ -1,7 +1,7 @@
-"""What a configuration may say, checked before any weight is loaded.
+"""The check of a configuration before any weight is loaded.
 
-Every node with a ``_target_`` is held against the signature of what it names, and the rest against the dataclasses
-below: unknown keys, missing keys and wrong types are refused by name, with the nearest name that exists.
+A node with a ``_target_`` is compared with the signature of what it names, every other node with its dataclass in
+`smsff.config.schema`. Unknown keys, missing keys and wrong types are refused by name, with the nearest name there is.
 """
 
 from __future__ import annotations
@@ -12,16 +12,14 @@ import inspect
 import types
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException, UnsupportedInterpolationType
 
-from smsff.config.bounds import check_bounds
-from smsff.config.contradictions import check_contradictions
 from smsff.config.paths import absolute
+from smsff.config.schema import TASKS, TrainConfig, check_contradictions, check_ranges
 from smsff.config.trust import asset, find_target, limit_resolvers, nearest, targets_of
 from smsff.data.own import own_photos
 from smsff.errors import UserError, shown
@@ -50,122 +48,6 @@ OmegaConf.register_new_resolver("run_name", run_name, use_cache=True, replace=Tr
 OmegaConf.register_new_resolver("on_bfloat16", on_bfloat16, replace=True)
 OmegaConf.register_new_resolver("warmup_steps", warmup_steps, replace=True)
 OmegaConf.register_new_resolver("own_photos", own_photos, use_cache=True, replace=True)
-
-
-@dataclass(kw_only=True)
-class Style:
-    """One style: whose LoRA, on which base, under which words.
-
-    Attributes:
-        name: For people and file names.
-        words: What prompts call it, with the trigger words of the LoRA.
-        edit: Template of the prompt that asks the base for the style, with {words} and {caption}.
-        lora: The LoRA file.
-        strength: Factor on the LoRA.
-        base: Model the LoRA is applied to (folder or hub id); None is the teacher's own base.
-        page: About the LoRA, for people, if it does not come with the package.
-    """
-
-    name: str
-    words: str
-    edit: str
-    lora: str
-    strength: float = 1.0
-    base: str | None = None
-    page: str | None = None
-
-
-@dataclass(kw_only=True)
-class Weight:
-    """Where one file or model of the shipped configuration comes from (``weights.<key>`` is about ``teacher.<key>``).
-
-    Attributes:
-        name: The file, folder or hub id that it speaks of; what else the key may be set to is the user's own.
-        source: An http(s) URL of one file; ``hub`` (``name`` is a hub id); ``package`` (comes with smsff); None if
-            there is no source that could be named.
-        size: Bytes, enforced; None where not known for certain.
-        sha256: Of the file, enforced; None where not known for certain.
-        licence: Name of the licence; None where not known for certain: then ``page`` has the terms.
-        page: About the weights, for people.
-    """
-
-    name: str
-    source: str | None
-    size: int | None = None
-    sha256: str | None = None
-    licence: str | None = None
-    page: str | None = None
-
-
-@dataclass(kw_only=True)
-class OptimizerGroups:
-    generator: dict
-    fake: dict
-
-
-@dataclass(kw_only=True)
-class AnyTraining:
-    """What the configuration of every training has at its top level."""
-
-    weights: dict
-    teacher: dict
-    prompts: dict
-    timesteps: dict
-    data: dict
-    trainer: dict
-    logger: dict | None
-    callbacks: dict
-    seed: int
-    steps: int
-    log_every: int
-    sample_every: int
-    checkpoint_every: int
-    checkpoint_keep: int
-    max_bad_steps: int
-    process_timeout: float
-    run_dir: str
-    ckpt_path: str | None
-
-
-@dataclass(kw_only=True)
-class TrainConfig(AnyTraining):
-    """The top level of ``conf/train.yaml`` with ``task: style_matching``."""
-
-    task: Literal["style_matching"]
-    style: Style
-    resolution: int
-    generator: dict
-    objective: dict
-    regularizer: dict
-    relevance: dict
-    fake_timesteps: dict
-    fake_score: dict
-    warmup: dict
-    optimizer: OptimizerGroups
-    fake_draws: int
-    ema_decay: float
-    grid_jitter: int
-    pullback: str
-    speed: dict
-
-
-@dataclass(kw_only=True)
-class LoraOptimizerGroups:
-    unet: dict
-    text: dict
-
-
-@dataclass(kw_only=True)
-class StyleLoraConfig(AnyTraining):
-    """The top level of ``conf/train.yaml`` with ``task: style_lora``."""
-
-    task: Literal["style_lora"]
-    name: str
-    lora: dict
-    loss: dict
-    held_out: dict
-    samples: dict
-    optimizer: LoraOptimizerGroups
 
 
 def fits(value: Any, kind: Any) -> bool:
@@ -202,19 +84,43 @@ def fits(value: Any, kind: Any) -> bool:
     return isinstance(value, (Mapping, list))
 
 
-def spelled(kind: Any) -> str:
+def type_name(kind: Any) -> str:
     """An annotation in the words of a configuration."""
-    if typing.get_origin(kind) is Literal:
-        return "one of " + ", ".join(map(str, typing.get_args(kind)))
-    if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        return " or ".join(spelled(one) for one in typing.get_args(kind))
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, arguments))
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(dict.fromkeys(map(type_name, arguments)))
+    if dataclasses.is_dataclass(kind):
+        return f"a node with {', '.join(field.name for field in dataclasses.fields(kind))}"
+    if origin is collections.abc.Sequence:
+        return f"a list of {type_name(arguments[0])}"
+    if (origin or kind) in (dict, collections.abc.Mapping):
+        return "a node"
+    if kind is Path:
+        return "str"
     return "null" if kind is type(None) else getattr(kind, "__name__", str(kind))
+
+
+def check_value(value: Any, kind: Any, key: str) -> None:
+    """Check a value against an annotation, and a node without a ``_target_`` against the dataclass it stands for.
+
+    Raises:
+        UserError: wrong type, or an unknown or missing key in the node.
+    """
+    if not fits(value, kind):
+        raise UserError(f"{key}={shown(value)}: must be {type_name(kind)}")
+    if dataclasses.is_dataclass(kind) and "_target_" not in value:
+        check_arguments(typing.cast(type, kind), value, key)
+    elif typing.get_origin(kind) is dict:
+        for name, one in value.items():
+            check_value(one, typing.get_args(kind)[1], f"{key}.{name}")
 
 
 def check_arguments(
     target: Callable[..., Any], values: Mapping[str, Any], prefix: str, *, partial: bool = False
 ) -> None:
-    """Hold the keys and values of one node against a signature.
+    """Check the keys and values of one node against a signature.
 
     Args:
         target: A class, dataclass or function.
@@ -244,8 +150,8 @@ def check_arguments(
             if takes_any:
                 continue
             raise UserError(f"{key}: there is no such key; {nearest(name, parameters)}")
-        if name in hints and not fits(value, hints[name]):
-            raise UserError(f"{key}={shown(value)}: must be {spelled(hints[name])}")
+        if name in hints:
+            check_value(value, hints[name], key)
     required = [
         n for n, p in parameters.items() if p.default is p.empty and p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
     ]
@@ -255,7 +161,7 @@ def check_arguments(
 
 
 def check_targets(node: Any, prefix: str) -> None:
-    """Hold every node with a ``_target_`` in a tree of plain containers against what it names.
+    """Check every node with a ``_target_`` in a tree of plain containers against what it names.
 
     Raises:
         UserError: a target that its place does not have, or arguments that it does not take.
@@ -327,19 +233,9 @@ def check_config(plain: Mapping[str, Any]) -> None:
     Raises:
         UserError: names the key.
     """
-    if plain.get("task") == "style_lora":
-        check_arguments(StyleLoraConfig, plain, "")
-        check_arguments(LoraOptimizerGroups, plain["optimizer"], "optimizer")
-    else:
-        check_arguments(TrainConfig, plain, "")
-        check_arguments(Style, plain["style"], "style")
-        check_arguments(OptimizerGroups, plain["optimizer"], "optimizer")
-    for key, weight in plain["weights"].items():
-        if not isinstance(weight, Mapping):
-            raise UserError(f"weights.{key}={shown(weight)}: must be a node with name, source and so on")
-        check_arguments(Weight, weight, f"weights.{key}")
+    check_arguments(TASKS.get(plain.get("task", ""), TrainConfig), plain, "")
     check_targets(plain, "")
-    check_bounds(plain)
+    check_ranges(plain)
     check_contradictions(plain)
 
 

@@ -24,7 +24,8 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from smsff.config.check import StyleLoraConfig, check_arguments
+from smsff.config.check import check_arguments
+from smsff.config.schema import StyleLoraConfig
 from smsff.data.crops import middle
 from smsff.data.folder import load_photos
 from smsff.data.images import find_images

@@ -15,8 +15,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from smsff.config.bounds import check_bounds
 from smsff.config.check import check_arguments
+from smsff.config.schema import check_ranges
 from smsff.data.images import printable
 from smsff.errors import UserError, shown
 from smsff.generator import ResNetGenerator, UNetGenerator
@@ -46,7 +46,7 @@ def build_generator(name: object, config: object, *, source: str) -> Network:
         raise UserError(f"{source}: {name} cannot be built from {shown(config)}")
     try:
         check_arguments(network, config, "generator")
-        check_bounds({"generator": dict(config)})
+        check_ranges({"generator": dict(config)})
         long = [key for key, value in config.items() if isinstance(value, list) and len(value) > MAX_LEVELS]
         if long:
             raise UserError(f"generator.{long[0]} has more than {MAX_LEVELS} entries")

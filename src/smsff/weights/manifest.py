@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from smsff.atomic import write_atomically
-from smsff.config.check import Weight, check_arguments, lora_paths
+from smsff.config.check import check_arguments, lora_paths
+from smsff.config.schema import Weight
 from smsff.errors import UserError
 from smsff.weights.files import FileRecord, Progress, file_sha256, folder_lock, nothing, safetensors_fault
 from smsff.weights.hub import blob_sha256, cached_folder
