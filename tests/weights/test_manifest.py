@@ -8,10 +8,6 @@ from pathlib import Path
 
 import pytest
 
-<<<<<<< HEAD
-=======
-from smsff.config.schema import Weight
->>>>>>> config16
 from smsff.errors import UserError
 from smsff.weights.compose import composed
 from smsff.weights.files import FileRecord
