@@ -143,7 +143,7 @@ def counted(objective: Objective, **changes: Any) -> tuple[StyleMatching, dict[s
 
 @pytest.mark.parametrize(
     ("objective", "passes"),
-    [  # for each sample, with the numbers of the presets: docs/reference/objectives.md; the fake's own loss is one of its passes
+    [  # for each sample, with the numbers of the presets; the loss of the fake is one of its passes
         (ScoreDistillation(lambda_freq=0.0), {"style": 2}),
         (DeltaDenoising(lambda_freq=0.0), {"style": 2, "base": 2}),
         (DeltaDenoising(lambda_freq=0.0, reference="style"), {"style": 4}),
