@@ -47,8 +47,8 @@ test-slow: $(READY) ## the slow tests alone
 test-faults: $(READY) ## kill, fill, truncate and corrupt real runs; the counts go to outputs/faults.json and fuzz.json
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/faults tests/fuzz -m "faults or not faults" $(ARGS)
 
-faults-table: $(READY) ## put the counts of make test-faults into docs/reliability.md
-	$(BIN)/python tests/faults/table.py outputs/faults.json outputs/fuzz.json docs/reliability.md
+faults-table: $(READY) ## put the counts of make test-faults into docs/reference/reliability.md
+	$(BIN)/python tests/faults/table.py outputs/faults.json outputs/fuzz.json docs/reference/reliability.md
 
 lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff check .

@@ -3,7 +3,7 @@
 Exit status: 0 when the run is finished, 2 for a wrong command or missing files (with one message that names the key),
 3 if the last checkpoint could not be written, 4 if a process of the run was lost, 5 if memory was not enough, 130 after
 Ctrl-C, 138 after SIGUSR1 and 143 after SIGTERM (these leave a checkpoint), 1 for too many steps with NaN or Inf and for
-anything unforeseen. See docs/reliability.md.
+anything unforeseen. See docs/reference/reliability.md.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ def test_make_targets_exist():
 
 
 def test_files_of_the_table_exist():
-    table = README[README.index("## Where things are") : README.index("More: ")]
+    table = README[README.index("## Where things are") : README.index("Guide: ")]
     for row in table.splitlines():
         if row.startswith("|") and not row.startswith(("| Concept", "|---")):
             files = re.findall(r"`([^`]+)`", row.split("|")[2])

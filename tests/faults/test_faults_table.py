@@ -39,7 +39,7 @@ def test_the_tables_take_the_place_of_the_old_ones(tmp_path: Path) -> None:
 
 
 def test_the_tests_that_the_page_names_exist() -> None:
-    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", (ROOT / "docs" / "reliability.md").read_text())
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", (ROOT / "docs" / "reference" / "reliability.md").read_text())
     assert len(named) > 30
     for path, name in named:
         module = ast.parse((ROOT / path).read_text())

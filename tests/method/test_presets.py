@@ -139,7 +139,7 @@ def counted(objective: Objective, **changes: Any) -> tuple[StyleMatching, dict[s
 
 @pytest.mark.parametrize(
     ("objective", "passes"),
-    [  # for each sample, with the numbers of the presets: docs/objectives.md; the fake's own loss is one of its passes
+    [  # for each sample, with the numbers of the presets; the loss of the fake is one of its passes
         (ScoreDistillation(lambda_freq=0.0), {"style": 2}),
         (DeltaDenoising(lambda_freq=0.0), {"style": 2, "base": 2}),
         (DeltaDenoising(lambda_freq=0.0, reference="style"), {"style": 4}),
@@ -162,7 +162,7 @@ def test_scores_that_are_not_needed_are_not_computed(objective: Objective, passe
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_the_table_of_the_objectives_has_what_a_step_costs(preset: str) -> None:
-    lines = (ROOT / "docs" / "objectives.md").read_text().splitlines()
+    lines = (ROOT / "docs" / "reference" / "objectives.md").read_text().splitlines()
     cells = [cell.strip() for cell in next(x for x in lines if x.startswith(f"| `{preset}` |")).strip("|").split("|")]
     plain = composed("style=ghibli", f"objective={preset}")
     objective = build(plain["objective"])

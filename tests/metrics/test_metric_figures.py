@@ -38,7 +38,7 @@ def test_every_group_names_networks_that_exist() -> None:
 
 
 def test_the_documentation_lists_every_figure_and_network() -> None:
-    text = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs" / "reference" / "metrics.md").read_text(encoding="utf-8")
     for name, kind in KINDS.items():
         if kind.group == "truth":
             assert f"`truth` | | | `smsff.metrics.known_style` | {kind.reliable} |" in text

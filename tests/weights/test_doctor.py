@@ -90,7 +90,7 @@ def test_the_commands_of_the_documentation_are_understood(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    text = (Path(CONF).parent / "docs/weights.md").read_text()
+    text = (Path(CONF).parent / "docs/reference/weights.md").read_text()
     commands = [line.partition("  #")[0].split()[1:] for line in text.splitlines() if line.startswith("smsff ")]
     assert len(commands) == 5
     for command in commands:

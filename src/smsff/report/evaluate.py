@@ -1,7 +1,7 @@
 """The command ``smsff evaluate RESULTS --content DIR --style DIR``: figures of stylized pictures.
 
 Writes evaluation.json, evaluation.md and report.html. What each figure is, and how the pictures are prepared for it,
-stands in docs/metrics.md.
+stands in docs/reference/metrics.md.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from smsff.metrics.pairs import Pairing
 
 PROTOCOL = 1
-"""Version of the pre-processing in docs/metrics.md; results of different versions are not to be compared."""
+"""Version of the pre-processing in docs/reference/metrics.md; results of different versions are not to be compared."""
 FILE = "evaluation.json"
 SCALE_RATIO = 1.5
 T = TypeVar("T")

@@ -1,6 +1,6 @@
 """What a fault of the system means to the person at the keyboard: one sentence, what to do, and an exit status.
 
-``docs/reliability.md`` lists the statuses and what is lost with each.
+``docs/reference/reliability.md`` lists the statuses and what is lost with each.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """How a step is computed: what may be shared, and in which layout, precision and form the networks run.
 
-`conf/speed/` has the choices; what each of them gains and costs stands in docs/performance.md.
+`conf/speed/` has the choices; what each of them gains and costs stands in docs/notebook/performance.md.
 """
 
 from __future__ import annotations
