@@ -76,7 +76,10 @@ def use_child_command(script: Path, *, replace: Mapping[str, str] | None = None)
     if is_main_process():
         os.environ[processes.MAIN_PROCESS] = str(os.getpid())
 
-    subprocess_script._hydra_subprocess_cmd = lambda rank: (child_command(script, rank, replace=replace), os.getcwd())
+    def command(local_rank: int) -> tuple[list[str], str]:
+        return child_command(script, local_rank, replace=replace), os.getcwd()
+
+    subprocess_script._hydra_subprocess_cmd = command
     subprocess_script._launch_process_observer = processes.watch_children
 
 

@@ -89,7 +89,8 @@ class LastCheckpoint(pl.Callback):
 
         Lightning logs it once more after the callbacks; `smsff.training.callbacks.loggers.tolerant` drops that.
         """
-        if not trainer.training or trainer.global_step % trainer.log_every_n_steps:
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # public, but without a declaration
+        if not trainer.training or trainer.global_step % every:
             return
         figures = {name: float(value) for name, value in trainer.logged_metrics.items() if name.startswith("train/")}
         for logger in trainer.loggers if figures else ():
