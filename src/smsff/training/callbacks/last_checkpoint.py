@@ -42,7 +42,7 @@ class LastCheckpoint(pl.Callback):
     def __init__(self, *, path: str | Path) -> None:
         self.path = Path(path)
         self.received: signal.Signals | None = None
-        self._saved_step = self._last_step = -1
+        self._saved_step = self._last_step = self._first_step = -1
         self._ended = False
         self._before: dict[signal.Signals, Any] = {}
 
@@ -56,7 +56,7 @@ class LastCheckpoint(pl.Callback):
         # Again: Lightning has put its own handlers in between.
         for number in self._before:
             signal.signal(number, self._note)
-        self._last_step = trainer.global_step
+        self._last_step = self._first_step = trainer.global_step
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self._ended:  # put back by Lightning after a failed run
@@ -90,7 +90,8 @@ class LastCheckpoint(pl.Callback):
         Lightning logs it once more after the callbacks; `smsff.training.callbacks.loggers.tolerant` drops that.
         """
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # public, but without a declaration
-        if not trainer.training or trainer.global_step % every:
+        done = trainer.global_step > self._first_step  # else a part of the first step of a run that goes on
+        if not trainer.training or not done or trainer.global_step % every:
             return
         figures = {name: float(value) for name, value in trainer.logged_metrics.items() if name.startswith("train/")}
         for logger in trainer.loggers if figures else ():
