@@ -20,17 +20,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-import smsff.build
-import smsff.config.check
-import smsff.config.hydra_guard
-import smsff.config.overrides
 import smsff.pipes
-import smsff.training.faults
-import smsff.training.launch
-import smsff.training.processes
-import smsff.training.resume
-import smsff.training.run_folder
+from smsff.build import build, build_task
+from smsff.config import check, hydra_guard, overrides
 from smsff.errors import RunError, UserError
+from smsff.training import faults, launch, processes, resume, run_folder
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -42,7 +36,7 @@ log = logging.getLogger(__name__)
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> None:
-    smsff.config.hydra_guard.install()  # named here: a launcher's process imports, and so guards, before it composes
+    hydra_guard.install()  # named here: a launcher's process imports, and so guards, before it composes
     os.chdir(HydraConfig.get().runtime.cwd)  # paths are meant from there, also with hydra.job.chdir=True
     cfg.run_dir = HydraConfig.get().runtime.output_dir  # in a sweep: the folder of this job
     grace = 3.0  # others wait in vain for a process that has failed
@@ -56,21 +50,21 @@ def main(cfg: DictConfig) -> None:
         fault = end_by_fault(error, cfg)
         end(fault, status=fault.status)
     finally:
-        smsff.training.launch.end_of_job(grace=grace)
+        launch.end_of_job(grace=grace)
 
 
 def train(cfg: DictConfig) -> None:
     """Check everything that needs no weights, then the data, then load the teacher, then train."""
     quiet()
-    plain = smsff.config.check.resolve(cfg)
-    smsff.config.check.check_config(plain)
+    plain = check.resolve(cfg)
+    check.check_config(plain)
     if plain["task"] == "style_matching":
-        smsff.config.check.check_style_files(plain)
+        check.check_style_files(plain)
     run_dir, cfg.ckpt_path = Path(plain["run_dir"]), plain["ckpt_path"]
-    checkpoint = smsff.training.run_folder.checkpoint_for(plain["ckpt_path"], run_dir)
-    with smsff.training.run_folder.claimed(cfg, run_dir):
+    checkpoint = run_folder.checkpoint_for(plain["ckpt_path"], run_dir)
+    with run_folder.claimed(cfg, run_dir):
         if checkpoint is not None:
-            smsff.training.resume.check(checkpoint, plain)
+            resume.check(checkpoint, plain)
         run(plain, checkpoint)
 
 
@@ -82,11 +76,11 @@ def run(plain: dict[str, Any], checkpoint: Path | None) -> None:
 
     trainer = build_trainer(plain)  # first: what it refuses should not wait for weights
     pl.seed_everything(plain["seed"], verbose=False)
-    module, data = smsff.build.build_task(plain)
-    smsff.training.launch.limit_waiting(trainer, seconds=plain["process_timeout"])
-    if smsff.training.launch.is_main_process():
+    module, data = build_task(plain)
+    launch.limit_waiting(trainer, seconds=plain["process_timeout"])
+    if launch.is_main_process():
         log.info("the run\n%s", opening(plain, trainer, module, data))
-    smsff.training.launch.use_child_command(SCRIPT, replace={"ckpt_path": str(checkpoint)} if checkpoint else None)
+    launch.use_child_command(SCRIPT, replace={"ckpt_path": str(checkpoint)} if checkpoint else None)
     fit(trainer, module, data, checkpoint)
 
 
@@ -95,7 +89,7 @@ def build_trainer(plain: dict[str, Any]) -> pl.Trainer:
     from smsff.training.callbacks.checkpoint_io import SafeCheckpointIO
     from smsff.training.callbacks.loggers import tolerant
 
-    trainer: pl.Trainer = smsff.build.build(
+    trainer: pl.Trainer = build(
         {
             **plain["trainer"],
             "callbacks": [c for c in plain["callbacks"].values() if c],
@@ -111,12 +105,11 @@ def build_trainer(plain: dict[str, Any]) -> pl.Trainer:
 def quiet() -> None:
     """Leave out what Lightning says of every run: hardware, advertisements, and that a frozen teacher is frozen."""
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=r".*module\(s\) in eval mode.*")
-    warnings.filterwarnings("ignore", message=r".*does not have many workers.*")
+    expected = ["in eval mode", "does not have many workers", "LeafSpec", "have overridden `transfer_batch_to_device`"]
     if "SLURM_JOB_ID" not in os.environ:
-        warnings.filterwarnings("ignore", message=r"The `srun` command is available.*")
-    warnings.filterwarnings("ignore", message=r".*LeafSpec.*")
-    warnings.filterwarnings("ignore", message=r".*You have overridden `transfer_batch_to_device`.*")  # as it is meant
+        expected.append("The `srun` command is available")
+    for words in expected:
+        warnings.filterwarnings("ignore", message=f".*{words}")
 
 
 def fit(trainer: pl.Trainer, module: pl.LightningModule, data: pl.LightningDataModule, checkpoint: Path | None) -> None:
@@ -133,16 +126,13 @@ def fit(trainer: pl.Trainer, module: pl.LightningModule, data: pl.LightningDataM
         trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
     except SystemExit:  # Lightning's answer to a second Ctrl-C, and to SIGTERM before the first step
         raise SystemExit(143 if trainer.received_sigterm else 130) from None
-    for callback in trainer.callbacks:
-        if isinstance(callback, LastCheckpoint) and callback.received is not None:
-            raise SystemExit(128 + callback.received)
-    if any(
-        isinstance(callback, ImageGrid) and callback.last_step != trainer.global_step for callback in trainer.callbacks
-    ):
+    callbacks: list[Any] = trainer.callbacks
+    for last in (one for one in callbacks if isinstance(one, LastCheckpoint) and one.received is not None):
+        raise SystemExit(128 + last.received)
+    if any(isinstance(one, ImageGrid) and one.last_step != trainer.global_step for one in callbacks):
         trainer.validate(module, data, verbose=False, weights_only=True)
-    for callback in trainer.callbacks:
-        if isinstance(callback, RunSummary):
-            callback.write(trainer, "finished")
+    for summary in (one for one in callbacks if isinstance(one, RunSummary)):
+        summary.write(trainer, "finished")
 
 
 def end(error: Exception, *, status: int) -> None:
@@ -153,27 +143,27 @@ def end(error: Exception, *, status: int) -> None:
 
 
 def refuse(error: UserError) -> None:
-    """Print an error, once in each process: those of a launcher may have written to a file."""
-    if getattr(error, "told", None) == os.getpid():
+    """Print an error, once in each process: the processes of a launcher may write to a file."""
+    if getattr(error, "printed_by", None) == os.getpid():
         return
-    error.told = os.getpid()  # type: ignore[attr-defined]
-    if smsff.training.launch.is_main_process():
+    error.printed_by = os.getpid()  # type: ignore[attr-defined]
+    if launch.is_main_process():
         print(f"error: {error}", file=sys.stderr)
 
 
 def end_by_fault(error: Exception, cfg: DictConfig) -> RunError:
     """Say in one sentence which fault ended the job; what is no known fault goes on as it is."""
     plain = OmegaConf.to_container(cfg, resolve=True)
-    fault = smsff.training.faults.explain(error, plain, lost=smsff.training.processes.lost())  # type: ignore[arg-type]
+    fault = faults.explain(error, plain, lost=processes.lost())  # type: ignore[arg-type]
     if fault is None:
         raise error
-    main_process = smsff.training.launch.is_main_process()
+    main_process = launch.is_main_process()
     if main_process or fault.status == RunError.PROCESS:
         print(f"error: {fault}", file=sys.stderr, flush=True)
     if fault.status == RunError.PROCESS:
-        smsff.training.processes.end_workers()
+        processes.end_workers()
     if fault.status == RunError.PROCESS and not main_process:
-        smsff.training.processes.end_main()
+        processes.end_main()
     return fault
 
 
@@ -182,19 +172,17 @@ def command_line() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here instead of being printed by Hydra
     smsff.pipes.tolerate_closed()
     try:
-        sys.argv[1:] = smsff.config.overrides.prepared(sys.argv[1:])
+        sys.argv[1:] = overrides.prepared(sys.argv[1:])
         main()
     except HydraException as error:
         conf = SCRIPT.parent / "conf"
-        refuse(
-            UserError(smsff.training.launch.explain(error, config_dir=conf, config_name="train", words=sys.argv[1:]))
-        )
+        refuse(UserError(launch.explain(error, config_dir=conf, config_name="train", words=sys.argv[1:])))
     except UserError as error:  # of the words, of what Hydra composed from them, or of a job of a sweep
         refuse(error)
     except RunError as error:
         sys.exit(error.status)
     except OSError as error:  # Hydra could not make the folder of the run
-        refuse(smsff.training.run_folder.cannot_write(error, None))
+        refuse(run_folder.cannot_write(error, None))
     except KeyboardInterrupt:
         sys.exit(130)
     else:

@@ -8,12 +8,13 @@ import random
 import shutil
 import signal
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from conftest import Record, assert_bit_equal, content, one_sentence
+from conftest import Record, one_sentence
+from payload import Payload
 from runner import Training, struck
+from same_run import assert_bit_equal, content
 
 pytestmark = pytest.mark.faults
 
@@ -60,14 +61,6 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     training = struck(signal.SIGTERM, run, at=lambda one: one.steps >= 18)
     assert training.ended() == 143, training.text()
     return training.folder
-
-
-class Payload:
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (str(self.mark),)
 
 
 @pytest.mark.parametrize("kind", ["torch", "pickle"])

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 from breakers import FullDisk
-from conftest import Record, assert_bit_equal, content, losses, one_sentence
+from conftest import Record, one_sentence
 from runner import Training
+from same_run import assert_bit_equal, content, losses
 
 pytestmark = pytest.mark.faults
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 from breakers import KillWhileSaving
-from conftest import Record, assert_bit_equal
+from conftest import Record
 from runner import Training, struck
+from same_run import assert_bit_equal
 
 STEPS = 40
 SAVES = 10

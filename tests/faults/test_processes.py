@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 from breakers import HangingDisk
-from conftest import Record, assert_bit_equal, content, in_both, losses
+from conftest import Record, errors, one_sentence
 from runner import Training
+from same_run import assert_bit_equal, content, in_both, losses
 
 pytestmark = pytest.mark.faults
 
@@ -65,14 +66,14 @@ def test_a_lost_process_ends_all(victim: str, number: signal.Signals, tmp_path: 
     os.kill(child if victim == "child" else training.process.pid, number)
     status = training.ended(seconds=timeout + 105)
     wait_until_gone([child], 300)
-    errors = [line for line in training.text().splitlines() if line.startswith("error: ")]
+    said = errors(training)
     assert status == (4 if victim == "child" else -signal.SIGKILL), training.text()
-    assert errors, training.text()
-    assert all("ckpt_path=last" in line for line in errors)
+    assert said, training.text()
+    assert all("ckpt_path=last" in line for line in said)
     if victim == "child" and number == signal.SIGKILL:
-        assert "process 1 of this run was ended by SIGKILL" in errors[0]
+        assert "process 1 of this run was ended by SIGKILL" in said[0]
     elif number == signal.SIGSTOP:
-        assert f"process_timeout={timeout}" in errors[0]
+        assert f"process_timeout={timeout}" in said[0]
     assert "Traceback" not in training.text()
     word = "killed" if number == signal.SIGKILL else "stopped (SIGSTOP)"
     record(
@@ -99,10 +100,7 @@ def test_a_lost_loader_worker_ends_the_run(fault: str, whole: Path, tmp_path: Pa
     else:
         switch.touch()
         cause = "a worker of data.num_workers=1 gave no batch for data.worker_timeout=40 s"
-    assert training.ended() == 4, training.text()
-    (error,) = [line for line in training.text().splitlines() if line.startswith("error: ")]
-    assert cause in error
-    assert "Traceback" not in training.text()
+    assert cause in one_sentence(training, 4)
     wait_until_gone(workers, 300)
     switch.unlink(missing_ok=True)
     again = Training(tmp_path / "run", *words, "ckpt_path=last")

@@ -7,8 +7,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.strategies.launchers import subprocess_script
 from test_train import NETWORK, command, configuration, finished, tiny, train_script  # noqa: F401
 
 from smsff.training import launch
@@ -70,6 +72,16 @@ def test_a_child_gets_the_overrides_of_its_job_and_the_folder_of_its_parent(monk
         "hydra.output_subdir=null",
         "hydra.job.name=train_rank2",
     ]
+
+
+def test_the_private_names_of_lightning_that_launch_sets_are_still_there() -> None:
+    names = set(subprocess_script._SubprocessScriptLauncher._call_children_scripts.__code__.co_names)
+    names |= set(subprocess_script._SubprocessScriptLauncher.launch.__code__.co_names)
+    assert {"_hydra_subprocess_cmd", "_launch_process_observer"} <= names
+    trainer = pl.Trainer(accelerator="cpu", devices=2, strategy="ddp", logger=False)
+    assert "_timeout" in vars(trainer.strategy)
+    launch.limit_waiting(trainer, seconds=7)
+    assert vars(trainer.strategy)["_timeout"].total_seconds() == 7
 
 
 def test_a_finished_job_leaves_no_rank_behind(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import shutil
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from payload import Payload
 from torch import nn
 
 from smsff.errors import UserError
@@ -18,15 +18,7 @@ from smsff.stylize.export import load_generator_from_checkpoint
 from smsff.stylize.stylizer import load_stylizer
 from smsff.teacher.lora.load import load_style_lora
 from smsff.teacher.stable_diffusion import load_stable_diffusion
-from smsff.training.checkpoints import find_checkpoint, read_checkpoint
-
-
-class Payload:
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.system, (f"touch '{self.path}'",)
+from smsff.training.checkpoints import find_checkpoint, read_checkpoint, write_checkpoint
 
 
 def plain(content: Any, path: Path) -> None:
@@ -56,7 +48,7 @@ def test_the_payload_works(tmp_path: Path) -> None:
     plain(Payload(tmp_path / "ran"), tmp_path / "a.pt")
     pickle.loads((tmp_path / "a.pt").read_bytes())
     assert (tmp_path / "ran").exists()
-    (tmp_path / "ran").unlink()
+    (tmp_path / "ran").rmdir()
     zipped({"x": Payload(tmp_path / "ran")}, tmp_path / "a.pt")
     torch.load(tmp_path / "a.pt", weights_only=False)
     assert (tmp_path / "ran").exists()
@@ -83,7 +75,7 @@ def test_as_a_model(tmp_path: Path, write: Write, name: str) -> None:
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("write", WRITERS)
+@pytest.mark.parametrize("write", [*WRITERS, write_checkpoint])
 def test_as_a_checkpoint(tmp_path: Path, write: Write) -> None:
     path = tmp_path / "run" / "checkpoints" / "last.ckpt"
     path.parent.mkdir(parents=True)
@@ -91,8 +83,10 @@ def test_as_a_checkpoint(tmp_path: Path, write: Write) -> None:
     with pytest.raises(UserError, match=r"last\.ckpt"):
         load_generator_from_checkpoint(path)
     for wanted in ("last", str(path)):
-        with pytest.raises(UserError, match=r"last\.ckpt|ckpt_path"):
+        with pytest.raises(UserError, match=r"last\.ckpt|ckpt_path") as refusal:
             resume(wanted, tmp_path / "run")
+        assert ("holds Python code (posix.mkdir)" in str(refusal.value)) == (write in (zipped, write_checkpoint))
+        assert "\n" not in str(refusal.value)
     assert not (tmp_path / "ran").exists()
 
 

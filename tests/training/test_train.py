@@ -143,22 +143,23 @@ def test_a_run_leaves_what_it_promises(logger: str, tiny: list[str], tmp_path: P
         train_script.train(cfg)
 
 
-def test_data_are_looked_at_before_weights_are_loaded(tiny: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["data=folder", "data.root=EMPTY"], r"data\.root: no images"),  # data before weights
+        ([], r"teacher\.base"),
+        (["generator=latent"], "data=single"),
+    ],
+)
+def test_missing_files_and_contradictions_are_user_errors(
+    options: list[str], message: str, tiny: list[str], tmp_path: Path
+) -> None:
     (tmp_path / "empty").mkdir()
-    data = ["data=folder", f"data.root={tmp_path / 'empty'}"]
-    cfg = configuration(*tiny, *NETWORK, *data, f"run_dir={tmp_path / 'run'}")
+    words = [one.replace("EMPTY", str(tmp_path / "empty")) for one in options]
+    network = [] if "generator=latent" in options else NETWORK
+    cfg = configuration(*tiny, *network, *words, f"run_dir={tmp_path / 'run'}")
     cfg.teacher.base = str(tmp_path / "no_such_weights")
-    with pytest.raises(UserError, match=r"data\.root: no images"):
-        train_script.train(cfg)
-
-
-def test_missing_weights_and_contradictions_are_user_errors(tiny: list[str], tmp_path: Path) -> None:
-    cfg = configuration(*tiny, *NETWORK, f"run_dir={tmp_path / 'a'}")
-    cfg.teacher.base = str(tmp_path / "no_such_weights")
-    with pytest.raises(UserError, match=r"teacher\.base"):
-        train_script.train(cfg)
-    cfg = configuration(*tiny, "generator=latent", f"run_dir={tmp_path / 'b'}")
-    with pytest.raises(UserError, match="data=single"):
+    with pytest.raises(UserError, match=message):
         train_script.train(cfg)
 
 

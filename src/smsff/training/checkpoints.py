@@ -32,8 +32,6 @@ FORMAT = 1
 
 SUFFIX = ".ckpt"
 PART = ".part"
-DAMAGED = ".damaged"
-CHUNK = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,17 +98,12 @@ def write_checkpoint(content: Mapping[str, Any], path: Path) -> None:
         with contextlib.suppress(OSError):
             aside.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder last through a power failure, where the file system can do that."""
-    with contextlib.suppress(OSError):
-        number = os.open(folder, os.O_RDONLY)
+    with contextlib.suppress(OSError):  # the new name outlasts a power failure, where the file system can do that
+        folder = os.open(path.parent, os.O_RDONLY)
         try:
-            os.fsync(number)
+            os.fsync(folder)
         finally:
-            os.close(number)
+            os.close(folder)
 
 
 def keep_former(path: Path, *, step: int) -> None:
@@ -184,11 +177,30 @@ def digest(path: Path) -> str:
         tail = 2 + len(archive.comment)
     found, left = hashlib.sha256(), path.stat().st_size - tail
     with path.open("rb") as file:
-        while left > 0 and (chunk := file.read(min(CHUNK, left))):
+        while left > 0 and (chunk := file.read(min(1 << 20, left))):
             found.update(chunk)
             left -= len(chunk)
     found.update(b"\0\0")
     return found.hexdigest()
+
+
+def named(path: Path, key: str) -> str:
+    """``key=path`` for messages; a name need not be UTF-8."""
+    return f"{key}={os.fsencode(path).decode('utf-8', 'backslashreplace')}"
+
+
+def intact(path: Path, key: str) -> Path:
+    """The path, if its file is whole.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    if not path.is_file():
+        raise UserError(f"{named(path, key)}: there is no such file")
+    reason = damage(path)
+    if reason:
+        raise UserError(f"{named(path, key)}: cannot be read as a checkpoint: {reason}")
+    return path
 
 
 def read_checkpoint(
@@ -206,13 +218,8 @@ def read_checkpoint(
     """
     import torch
 
-    path = Path(path)
-    source = f"{key}={os.fsencode(path).decode('utf-8', 'backslashreplace')}"
-    if not path.is_file():
-        raise UserError(f"{source}: there is no such file")
-    reason = damage(path)
-    if reason:
-        raise UserError(f"{source}: cannot be read as a checkpoint: {reason}")
+    path = intact(Path(path), key)
+    source = named(path, key)
     try:
         content = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
@@ -248,13 +255,7 @@ def find_checkpoint(wanted: str | None, run_dir: Path) -> Found | None:
     if wanted is None:
         return None
     if wanted != "last":
-        path = Path(wanted)
-        if not path.is_file():
-            raise UserError(f"ckpt_path={wanted}: there is no such file")
-        reason = damage(path)
-        if reason:
-            raise UserError(f"ckpt_path={wanted}: cannot be read as a checkpoint: {reason}")
-        return Found(path.resolve(), {})
+        return Found(intact(Path(wanted), "ckpt_path").resolve(), {})
     own = sorted((run_dir / "checkpoints").glob(f"*{SUFFIX}"))
     beside = [p for depth in ("*", "*/*") for p in run_dir.parent.glob(f"{depth}/checkpoints/*{SUFFIX}")]
     candidates = [path for path in own or beside if path.is_file()]
@@ -271,11 +272,11 @@ def find_checkpoint(wanted: str | None, run_dir: Path) -> Found | None:
 
 
 def report_found(found: Found, run_dir: Path) -> None:
-    """Say which checkpoints were passed over; those of this run are put aside, so that they are not met again."""
+    """Name the checkpoints that were passed over; those of this run are renamed to ``*.damaged``."""
     for path, reason in found.passed_over.items():
         log.warning("ckpt_path=last: passed over %s (%s)", path, reason)
         if path.is_relative_to(run_dir.resolve()):
             with contextlib.suppress(OSError):
-                os.replace(path, path.with_name(path.name + DAMAGED))
+                os.replace(path, path.with_name(path.name + ".damaged"))
     if found.passed_over:
         log.warning("ckpt_path=last: going on from %s", found.path)

@@ -12,7 +12,8 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from smsff.errors import RunError
@@ -33,7 +34,6 @@ CPU_MEMORY = re.compile(r"can't allocate memory: you tried to allocate (\d+) byt
 COLLECTIVE = re.compile(r"connection (?:was )?(?:closed|reset)|broken pipe|time(?:d )?out|NCCL|gloo", re.I)
 WORKER = re.compile(r"DataLoader worker \(pid\S* ([^)]*)\)", re.I)
 SILENT = re.compile(r"DataLoader timed out after ([\d.]+) seconds")
-GIB = 2**30
 
 
 def explain(error: BaseException, plain: Mapping[str, Any] | None, *, lost: str | None = None) -> RunError | None:
@@ -44,15 +44,13 @@ def explain(error: BaseException, plain: Mapping[str, Any] | None, *, lost: str 
         plain: The configuration, for what could be changed; None if there is none yet.
         lost: What is known of a process of this run that is gone.
     """
-    chain: list[BaseException] = []
+    seen: list[BaseException] = []
     cause: BaseException | None = error
-    while cause is not None and cause not in chain:
-        chain.append(cause)
-        cause = cause.__cause__ or cause.__context__
-    for one in chain:
-        fault = _explain_one(one, plain, lost)
-        if fault is not None:
+    while cause is not None and cause not in seen:
+        if fault := _explain_one(cause, plain, lost):
             return fault
+        seen.append(cause)
+        cause = cause.__cause__ or cause.__context__
     return None
 
 
@@ -65,21 +63,18 @@ def _explain_one(error: BaseException, plain: Mapping[str, Any] | None, lost: st
     if isinstance(error, OSError) and error.errno in STORAGE:
         name = f"{error.filename}: " if error.filename else ""
         return RunError(f"{name}cannot be written or read: {STORAGE[error.errno]}", status=RunError.STORAGE)
-    worker = WORKER.search(text)
-    if worker:
+    workers = f"a worker of data.num_workers={_get(plain, 'data.num_workers')}"
+    if killed := WORKER.search(text):
         shared = "shm" in text or "shared memory" in text
         remedy = "enlarge /dev/shm or set data.num_workers=0" if shared else "often for want of memory: lower it"
         return RunError(
-            f"a worker of data.num_workers={_get(plain, 'data.num_workers')} was killed (process {worker.group(1)}); "
-            f"{remedy}, and go on with ckpt_path=last",
+            f"{workers} was killed (process {killed.group(1)}); {remedy}, and go on with ckpt_path=last",
             status=RunError.PROCESS,
         )
-    silent = SILENT.search(text)
-    if silent:
+    if silent := SILENT.search(text):
         return RunError(
-            f"a worker of data.num_workers={_get(plain, 'data.num_workers')} gave no batch for data.worker_timeout="
-            f"{float(silent.group(1)):g} s: does the file system of data.root={_get(plain, 'data.root')} answer? Go on "
-            "with ckpt_path=last",
+            f"{workers} gave no batch for data.worker_timeout={float(silent.group(1)):g} s: does the file system of "
+            f"data.root={_get(plain, 'data.root')} answer? Go on with ckpt_path=last",
             status=RunError.PROCESS,
         )
     if lost is not None and isinstance(error, (RuntimeError, ConnectionError, TimeoutError)):
@@ -119,23 +114,19 @@ def _several(plain: Mapping[str, Any] | None) -> bool:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that memory, of the GPU or of the machine, was not enough."""
     import torch
+    from lightning.pytorch.utilities.memory import is_oom_error
 
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    if isinstance(error, OSError):
-        return error.errno == errno.ENOMEM
-    text = str(error)
-    return isinstance(error, RuntimeError) and (bool(CPU_MEMORY.search(text)) or "CUDA out of memory" in text)
+    of_system = isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM
+    return of_system or isinstance(error, torch.OutOfMemoryError) or is_oom_error(error)
 
 
 def out_of_memory(text: str, plain: Mapping[str, Any] | None) -> str:
     """The sentence for a failed allocation: what was wanted, and what to change by how much."""
-    wanted = CPU_MEMORY.search(text)
-    on_gpu = re.search(r"Tried to allocate ([\d.]+ \w+)", text)
-    amount = f" ({int(wanted.group(1)) / GIB:.2f} GiB more were wanted)" if wanted else ""
-    amount = f" ({on_gpu.group(1)} more were wanted)" if on_gpu else amount
+    wanted, on_gpu = CPU_MEMORY.search(text), re.search(r"Tried to allocate ([\d.]+ \w+)", text)
+    amount = on_gpu.group(1) if on_gpu else f"{int(wanted.group(1)) / 2**30:.2f} GiB" if wanted else None
+    more = f" ({amount} more were wanted)" if amount else ""
     where = "the GPU" if on_gpu or "CUDA" in text else "this machine"
-    return f"the memory of {where} is not enough{amount}; {'; '.join(remedies(plain, gpu_use()))}"
+    return f"the memory of {where} is not enough{more}; {'; '.join(remedies(plain, gpu_use()))}"
 
 
 def gpu_use() -> tuple[float, float, float] | None:
@@ -193,22 +184,16 @@ def going_on(what: str) -> Iterator[None]:
 
 def tolerate_full_logs() -> None:
     """Log files that cannot be written are named once each; Python prints a traceback for every line of the log."""
-    for handler in logging.getLogger().handlers:
-        if isinstance(handler, logging.FileHandler):
-            handler.handleError = _name_once(handler)  # type: ignore[method-assign, assignment]
+    named: set[str] = set()
 
-
-def _name_once(handler: logging.FileHandler) -> Callable[[logging.LogRecord], None]:
-    named = False
-
-    def handle(record: logging.LogRecord) -> None:
-        nonlocal named
-        error = sys.exc_info()[1]
+    def handle(handler: logging.FileHandler, record: logging.LogRecord) -> None:
+        error, path = sys.exc_info()[1], handler.baseFilename
         if not isinstance(error, OSError):
             type(handler).handleError(handler, record)
-        elif not named:
-            named = True
-            reason = error.strerror or error
-            print(f"{handler.baseFilename} could not be written: {reason}; the training goes on", file=sys.stderr)
+        elif path not in named:
+            named.add(path)
+            print(f"{path} could not be written: {error.strerror or error}; the training goes on", file=sys.stderr)
 
-    return handle
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handleError = partial(handle, handler)  # type: ignore[method-assign]

@@ -1,9 +1,12 @@
 """Hydra: what a wrong command line means, and how Lightning starts its child processes.
 
-With ``trainer.devices=N`` Lightning starts the script again for every further process. Stock Lightning repeats the
-whole command line, so the children of a sweep (``-m``) run the sweep again, in folders of their own. Here a child gets
-the task overrides of its one job and the folder of its parent, and a finished job leaves nothing in the environment
-that would make the next one believe that it was a child.
+With ``trainer.devices=N`` Lightning runs the script again for every further process. Stock Lightning repeats the whole
+command line, so the children of a sweep (``-m``) would run the sweep again, in folders of their own. Here a child gets
+the overrides of its one job and the folder of its parent, and a finished job leaves no rank in the environment.
+
+Lightning 2.6 has no public means to choose the command of a child process, what watches the children, or, once the
+trainer is built, the timeout of a process group. `use_child_command` and `limit_waiting` set these by private names;
+``tests/training/test_ddp.py`` fails first when Lightning moves them.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ if TYPE_CHECKING:
 
 RANK_VARIABLES = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")
 STARTED_BY_OTHERS = "LOCAL_RANK" in os.environ
-"""Whether this process was started as one of several: by Lightning as a child, by torchrun or by a cluster."""
+"""Whether this process is one of several that Lightning, torchrun or a cluster started."""
 
 
 def is_main_process() -> bool:
@@ -119,21 +122,22 @@ def explain(error: Exception, *, config_dir: Path, config_name: str, words: Sequ
     Args:
         error: What Hydra raised.
         config_dir, config_name: Of the configuration.
-        words: The command line: which task it chooses decides which keys there are.
+        words: The command line: the task that it chooses decides which keys exist.
     """
     text = str(error)
+    first = text.strip().splitlines()[0]
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
         choices = ", ".join(error.options)
         return f"{group}={choice}: there is no such choice; {nearest(choice, error.options)}\nchoices: {choices}"
-    ambiguous = re.match(r"Ambiguous value for argument '([^=]*)=(.*)'$", text.strip().splitlines()[0])
+    ambiguous = re.match(r"Ambiguous value for argument '([^=]*)=(.*)'$", first)
     if ambiguous:
         key, value = ambiguous.groups()
         written = f"a list is {key}=[{value}], a text {shlex.quote(f'{key}={quoted(value)}')}"
         return f"{key}={value}: several values are a sweep, which needs -m; {written}"
     found = re.search(r"Could not (?:override|append to config|delete from config)[^'\n]*'([^'\n]+)'", text)
     if not found:
-        return text.strip().splitlines()[0]
+        return first
     key = found.group(1).partition("=")[0].partition("@")[0]
     GlobalHydra.instance().clear()
     with initialize_config_dir(config_dir=str(config_dir), version_base="1.3"):
@@ -141,6 +145,6 @@ def explain(error: Exception, *, config_dir: Path, config_name: str, words: Sequ
         known = set(flat_keys(OmegaConf.to_container(compose(config_name, overrides=chosen))))
     groups = {str(path.relative_to(config_dir)) for path in config_dir.iterdir() if path.is_dir()}
     if key in known:
-        return f"{key}: {text.strip().splitlines()[0]}"
+        return f"{key}: {first}"
     siblings = {name for name in known | groups if name.rpartition(".")[0] == key.rpartition(".")[0]}
     return f"{key}: there is no such key; {nearest(key, siblings or known)}"

@@ -1,4 +1,4 @@
-"""What a run says before its first step: one screen that tells what is trained, with what, on what and for how long."""
+"""What a run prints before its first step: what is trained, with what, on what and for how long."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from smsff.weights.files import spell_size
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
-
-NARROWING = "Narrowing"
 
 
 def opening(plain: Mapping[str, Any], trainer: pl.Trainer, module: pl.LightningModule, data: Any) -> str:
@@ -37,7 +35,7 @@ def opening(plain: Mapping[str, Any], trainer: pl.Trainer, module: pl.LightningM
 
 
 def parts_off(plain: Mapping[str, Any]) -> list[str]:
-    """The parts of the paper's method that a configuration of style matching goes without, in words."""
+    """The parts of the paper's method that a configuration of style matching leaves out."""
     off = []
     if not _name(plain["objective"]).startswith("StyleMatching"):
         off.append(f"style score less fake score (it is {_name(plain['objective'])})")
@@ -45,7 +43,7 @@ def parts_off(plain: Mapping[str, Any]) -> list[str]:
         off.append("spectrum term")
     if _name(plain["relevance"]) == "UniformRelevance":
         off.append("relevance map")
-    if _name(plain["timesteps"]) != NARROWING:
+    if _name(plain["timesteps"]) != "Narrowing":
         off.append(f"narrowing of t (it is {_name(plain['timesteps'])})")
     return off
 
@@ -79,8 +77,7 @@ def _style_lora(plain: Mapping[str, Any]) -> dict[str, str]:
 
 def _devices(plain: Mapping[str, Any], trainer: pl.Trainer) -> str:
     kind, strategy = trainer.strategy.root_device.type, type(trainer.strategy).__name__.removesuffix("Strategy")
-    count = trainer.world_size
-    return f"{count} {kind} ({strategy}), {plain['trainer']['precision']}"
+    return f"{trainer.world_size} {kind} ({strategy}), {plain['trainer']['precision']}"
 
 
 def _length(plain: Mapping[str, Any], trainer: pl.Trainer) -> str:
@@ -98,6 +95,5 @@ def _memory(plain: Mapping[str, Any]) -> str:
     memory, unknown = forecast(plain, [look(need, None, verify=False) for need in needs(plain)], gpus=1)
     if memory is None:
         return f"not known: {unknown}"
-    return (
-        f"about {spell_size(memory['total'])} on each device, {spell_size(memory['run'])} on the disk for checkpoints"
-    )
+    device, disk = spell_size(memory["total"]), spell_size(memory["run"])
+    return f"about {device} on each device, {disk} on the disk for checkpoints"

@@ -1,8 +1,8 @@
 """The processes of one run: when one of them is gone, all end, with the cause, and none is left over.
 
-Lightning starts the processes of one machine itself, as children of the first. Its own observer kills everything
-without a word as soon as a child has failed; this one gives the first process time to say what happened and to write
-its summary. The children watch the first process in turn, for nobody else would end them.
+Lightning starts the processes of one machine as children of the first. Its own observer kills everything without a
+message as soon as a child has failed; this one leaves the first process time to report and to write its summary. The
+children watch the first process in turn, for nothing else would end them.
 """
 
 from __future__ import annotations
@@ -25,8 +25,6 @@ POLL = 0.5
 GRACE = 15.0
 """Seconds that a process has to end by itself once another one is known to be gone."""
 
-MAX_WORKERS = 4
-
 _children: list[subprocess.Popen[Any]] = []
 
 
@@ -39,23 +37,20 @@ def loader_workers(devices: Any) -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     listed = devices.count(",") + 1 if isinstance(devices, str) else len(devices) if hasattr(devices, "__len__") else 1
     count = devices if isinstance(devices, int) else listed
-    return max(0, min(MAX_WORKERS, cores // max(count, 1) - 1))
-
-
-def spelled(rank: int, code: int) -> str:
-    """How a process ended, by its return code as Popen gives it."""
-    if code >= 0:
-        return f"process {rank} of this run ended with status {code}"
-    name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
-    why = ", perhaps for want of memory" if code == -signal.SIGKILL else ""
-    return f"process {rank} of this run was ended by {name}{why}"
+    return max(0, min(4, cores // max(count, 1) - 1))
 
 
 def lost() -> str | None:
     """Which process of this run on this machine is gone, and how; None if none is."""
     for rank, child in enumerate(_children, start=1):
-        if child.poll():
-            return spelled(rank, child.returncode)
+        code = child.poll()
+        if not code:
+            continue
+        if code > 0:
+            return f"process {rank} of this run ended with status {code}"
+        name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+        why = ", perhaps for want of memory" if code == -signal.SIGKILL else ""
+        return f"process {rank} of this run was ended by {name}{why}"
     return None
 
 

@@ -8,9 +8,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-import smsff.training.launch
 from smsff.errors import UserError, shown
 from smsff.training.checkpoints import read_checkpoint
+from smsff.training.launch import is_main_process
 
 log = logging.getLogger(__name__)
 
@@ -49,10 +49,9 @@ MAX_NAMED = 10
 
 
 def check(checkpoint: Path, plain: Mapping[str, Any]) -> None:
-    """Hold a configuration against that of a checkpoint.
+    """Compare a configuration with that of a checkpoint.
 
-    What makes going on impossible is refused; what changes the training is named in a warning, and so is a run that has
-    reached its end.
+    What makes going on impossible is refused; a warning names what changes the training, and a run at its end.
 
     Raises:
         UserError: the checkpoint is unreadable, was made for something else, or has more steps than the run.
@@ -74,7 +73,7 @@ def check(checkpoint: Path, plain: Mapping[str, Any]) -> None:
     if done > steps:
         raise UserError(f"steps={steps}: ckpt_path={checkpoint} has {done} steps already; raise steps above {done}")
     changed = [key for key in differ if key in before and key in now]  # another version may have other keys
-    if smsff.training.launch.is_main_process():
+    if is_main_process():
         if done == steps:
             log.warning("ckpt_path=%s: all steps=%d are done; raise steps to train on", checkpoint, steps)
         warn([key for key in changed if fits(key, IGNORED)], before, now, ": the checkpoint's value stays")

@@ -13,11 +13,11 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-import smsff.training.launch
 from smsff.errors import UserError
 from smsff.training import slurm
 from smsff.training.checkpoints import SUFFIX, find_checkpoint, report_found
 from smsff.training.faults import tolerate_full_logs
+from smsff.training.launch import is_main_process
 
 log = logging.getLogger(__name__)
 
@@ -38,18 +38,16 @@ def checkpoint_for(wanted: str | None, run_dir: Path) -> Path | None:
     Raises:
         UserError: it is missing or damaged.
     """
-    if wanted is None and goes_on(wanted, run_dir):
-        wanted = "last"
-    if wanted == "last" and goes_on(wanted, run_dir) and not list(run_dir.glob(f"checkpoints/*{SUFFIX}")):
-        if smsff.training.launch.is_main_process():
+    own = goes_on(wanted, run_dir)
+    wanted = "last" if wanted is None and own else wanted
+    if wanted == "last" and own and not list(run_dir.glob(f"checkpoints/*{SUFFIX}")):
+        if is_main_process():
             log.warning("ckpt_path=last: %s has no checkpoint yet; starting from the beginning", run_dir)
         return None
     found = find_checkpoint(wanted, run_dir)
-    if found is None:
-        return None
-    if smsff.training.launch.is_main_process():
+    if found and is_main_process():
         report_found(found, run_dir)
-    return found.path
+    return found.path if found else None
 
 
 @contextlib.contextmanager
@@ -60,7 +58,7 @@ def claimed(cfg: DictConfig, run_dir: Path) -> Iterator[None]:
         UserError: the folder is in use, holds a run, or cannot be written to.
     """
     tolerate_full_logs()
-    if not smsff.training.launch.is_main_process():
+    if not is_main_process():
         yield
         return
     with contextlib.ExitStack() as stack:
@@ -84,9 +82,7 @@ def save_config(cfg: DictConfig, run_dir: Path) -> None:
     path = run_dir / CONFIG
     if path.exists():
         if not goes_on(cfg.ckpt_path, run_dir):
-            raise UserError(
-                f"run_dir: {run_dir} already holds a run; take another folder, or go on with ckpt_path=last"
-            )
+            raise UserError(f"run_dir: {run_dir} already holds a run; take another folder or ckpt_path=last")
         path = run_dir / f"config_resumed_{len(list(run_dir.glob('config*.yaml')))}.yaml"
     OmegaConf.save(cfg, path, resolve=True)
 
@@ -95,9 +91,9 @@ def save_config(cfg: DictConfig, run_dir: Path) -> None:
 def run_lock(folder: Path) -> Iterator[None]:
     """Within the context no other process of this or another machine trains in ``folder``.
 
-    A record lock of the system: it belongs to this process alone, not to the workers that it forks, and ends with it
-    however it ends, so a run that was killed never blocks the one that goes on. The file stays; it says whose it was.
-    Where the file system has no locks, there is no protection.
+    A record lock of the system: it belongs to this process alone, not to its workers, and ends with it however it ends,
+    so a killed run never blocks the one that goes on. The file stays and names the process. Where the file system has
+    no locks, there is no protection.
 
     Raises:
         UserError: another process holds it.
@@ -114,9 +110,8 @@ def run_lock(folder: Path) -> Iterator[None]:
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 file.seek(0)
                 owner = file.read(200).strip() or "another process"
-                raise UserError(
-                    f"run_dir: {folder} is in use by {owner}; wait for it, or take another folder"
-                ) from error
+                message = f"run_dir: {folder} is in use by {owner}; wait for it, or take another folder"
+                raise UserError(message) from error
             if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
                 raise
             log.warning("run_dir: the file system of %s has no locks; start no second run there", folder)

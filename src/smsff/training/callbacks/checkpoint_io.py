@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 from pathlib import Path
 from typing import Any
@@ -27,13 +26,11 @@ class SafeCheckpointIO(CheckpointIO):
 
     Attributes:
         failure: Why the last write failed; None if it did not.
-        failures: How many writes failed.
     """
 
     def __init__(self, *, keep: int = 2) -> None:
         self.keep = keep
         self.failure: OSError | None = None
-        self.failures = 0
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         path = Path(path)
@@ -43,7 +40,6 @@ class SafeCheckpointIO(CheckpointIO):
             write_checkpoint(checkpoint, path)
         except OSError as error:
             self.failure = error
-            self.failures += 1
             log.warning("%s could not be written: %s; the former checkpoint stands", path, error.strerror or error)
             return
         self.failure = None
@@ -65,8 +61,3 @@ class SafeCheckpointIO(CheckpointIO):
         if self.failure is None:
             with contextlib.suppress(OSError):
                 Path(path).unlink(missing_ok=True)
-
-
-def is_full(error: OSError) -> bool:
-    """Whether there is no room to write."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

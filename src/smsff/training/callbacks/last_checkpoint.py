@@ -11,7 +11,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities import rank_zero_warn
 
 from smsff.errors import RunError
@@ -30,9 +29,8 @@ class LastCheckpoint(pl.Callback):
     Interrupting in the middle of an optimizer step would leave half-updated weights; so the step is finished first,
     with all its micro-batches. A second signal stops at once; the last regular checkpoint then stands.
 
-    SIGINT, SIGTERM and SIGUSR1 are taken. In a Slurm job the one that the SLURMEnvironment plug-in names (SIGUSR1,
-    asked for with ``sbatch --signal=SIGUSR1@90``) also has the job started again. Lightning's own handler would save in
-    the middle of the step, on the process where the signal came first, while the others go on.
+    SIGINT, SIGTERM and SIGUSR1 are handled. In a Slurm job SIGUSR1 (``sbatch --signal=SIGUSR1@90``) also requeues the
+    job. Lightning's own handler would save in the middle of the step, on the process where the signal came first.
 
     Args:
         path: The checkpoint to write.
@@ -44,18 +42,12 @@ class LastCheckpoint(pl.Callback):
     def __init__(self, *, path: str | Path) -> None:
         self.path = Path(path)
         self.received: signal.Signals | None = None
-        self.requeue_signal: signal.Signals | None = None
-        self._saved_step = self._last_step = -1
+        self._saved_step = self._last_step = self._first_step = -1
         self._ended = False
         self._before: dict[signal.Signals, Any] = {}
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        environment = trainer._accelerator_connector.cluster_environment
-        if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
-            self.requeue_signal = environment.requeue_signal
         signals = {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGTERM)}
-        if self.requeue_signal is not None:
-            signals.add(self.requeue_signal)
         if threading.current_thread() is threading.main_thread():
             # Now for the loader workers, which inherit it: a Ctrl-C reaches them too, and must not end them.
             self._before = {number: signal.signal(number, self._note) for number in signals}
@@ -64,7 +56,7 @@ class LastCheckpoint(pl.Callback):
         # Again: Lightning has put its own handlers in between.
         for number in self._before:
             signal.signal(number, self._note)
-        self._last_step = trainer.global_step
+        self._last_step = self._first_step = trainer.global_step
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self._ended:  # put back by Lightning after a failed run
@@ -95,11 +87,16 @@ class LastCheckpoint(pl.Callback):
     ) -> None:
         """Log the row of the step before its checkpoint is written: a run killed in between would go on without it.
 
-        Lightning logs it once more after the callbacks; `smsff.training.callbacks.loggers.tolerant` leaves that out.
+        Lightning logs it once more after the callbacks; `smsff.training.callbacks.loggers.tolerant` drops that.
         """
-        connector = trainer._logger_connector
-        if trainer.training and isinstance(connector._first_loop_iter, bool):  # within the loop over batches
-            connector.update_train_step_metrics()
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # public, but without a declaration
+        done = trainer.global_step > self._first_step  # else a part of the first step of a run that goes on
+        if not trainer.training or not done or trainer.global_step % every:
+            return
+        figures = {name: float(value) for name, value in trainer.logged_metrics.items() if name.startswith("train/")}
+        for logger in trainer.loggers if figures else ():
+            logger.log_metrics({**figures, "epoch": trainer.current_epoch}, step=trainer.global_step - 1)
+            logger.save()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.global_step != self._saved_step:  # ended by something else, such as max_time
@@ -112,9 +109,10 @@ class LastCheckpoint(pl.Callback):
         self._ended = True
         for number, handler in self._before.items():
             signal.signal(number, handler)
-        asked, self.requeue_signal = self.requeue_signal, None
-        if stage == "fit" and asked is not None and self.received == asked and self._saved_step == trainer.global_step:
-            self._requeue(trainer)
+        evicted = slurm.in_job() and self.received is not None and self.received.name == "SIGUSR1"
+        if stage == "fit" and evicted and self._saved_step == trainer.global_step and trainer.is_global_zero:
+            failure = slurm.requeue()
+            rank_zero_warn(f"not requeued: {failure}" if failure else f"job {slurm.job_id()} requeued")
 
     def save(self, trainer: pl.Trainer) -> None:
         """Write the checkpoint; at the end of a run there is no next time, so try again for some seconds.
@@ -139,8 +137,3 @@ class LastCheckpoint(pl.Callback):
             f"{stands}; make room and go on with ckpt_path=last",
             status=RunError.STORAGE,
         )
-
-    def _requeue(self, trainer: pl.Trainer) -> None:
-        if trainer.is_global_zero:
-            failure = slurm.requeue()
-            rank_zero_warn(f"not requeued: {failure}" if failure else f"job {slurm.job_id()} requeued")

@@ -66,9 +66,9 @@ def wandb_logger(*, save_dir: str | Path, project: str = "smsff", name: str | No
 
 
 def tolerant(logger: Logger) -> None:
-    """Let a run outlive a logger that cannot write: every failure is reported, and the run goes on.
+    """Let a run continue when a logger cannot write: every failure is reported.
 
-    Figures of a step that are logged again are left out: see `LastCheckpoint.on_save_checkpoint`.
+    Figures of a step that are logged a second time are dropped: see `LastCheckpoint.on_save_checkpoint`.
     """
     logger.log_metrics = _once_a_step(logger.log_metrics)  # type: ignore[method-assign]
     for name in ("log_metrics", "log_hyperparams", "save", "finalize"):
@@ -81,8 +81,9 @@ def _once_a_step(method: Callable[..., None]) -> Callable[..., None]:
     @wraps(method)
     def call(metrics: dict[str, float], step: int | None = None) -> None:
         nonlocal logged
-        if step is None or step != logged[0] or not metrics.keys() <= logged[1]:
-            logged = (step, set(metrics))
+        before = logged[1] if step is not None and step == logged[0] else set()
+        if not metrics.keys() <= before:
+            logged = (step, before | metrics.keys())
             method(metrics, step)
 
     return call

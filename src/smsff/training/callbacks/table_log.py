@@ -59,11 +59,17 @@ class TableLogger(CSVLogger):
 
     def __init__(self, *, save_dir: str, name: str = "csv") -> None:
         super().__init__(save_dir, name=name)
+        self._table: TableWriter | None = None
 
     @property
     @rank_zero_experiment
     def experiment(self) -> TableWriter:
         """The writer; a dummy on every process but the first."""
-        if not isinstance(self._experiment, TableWriter):
-            self._experiment = TableWriter(log_dir=self.log_dir)
-        return self._experiment
+        if self._table is None:
+            self._table = TableWriter(log_dir=self.log_dir)
+        return self._table
+
+    def finalize(self, status: str) -> None:
+        """Write what is left."""
+        if self._table is not None:
+            self._table.save()

@@ -10,32 +10,25 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities import rank_zero_only
 
 log = logging.getLogger(__name__)
-
-
-@rank_zero_only
-def rank_zero_info(*message: Any) -> None:
-    """Log in the first process alone."""
-    log.info(*message)
 
 
 class Throughput(pl.Callback):
     """Logs ``train/images_per_second`` for all processes together; validation and checkpoints count as time spent.
 
-    Once, when the steps are those of the main part of the training, it says how long the run will take.
+    Once, some steps after the warm-up, it logs how long the run will take.
 
     Args:
         window: Steps to average over.
     """
 
-    FIRST = 10  # steps by which the time of the whole run is told
+    FIRST = 10  # steps by which the time of the whole run is estimated
 
     def __init__(self, *, window: int = 50) -> None:
         self.times: deque[float] = deque(maxlen=window + 1)
         self.mark: tuple[int, float] | None = None
-        self.told = False
+        self.estimated = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.times.clear()
@@ -47,19 +40,20 @@ class Throughput(pl.Callback):
         images = len(batch["image"]) * trainer.world_size
         self.times.append(time.perf_counter())
         rate = images * (len(self.times) - 1) / max(self.times[-1] - self.times[0], 1e-9)
-        figure = torch.tensor(rate)  # a number would be sent to the device, which waits
+        figure = torch.tensor(rate)  # a Python number would be copied to the device, which waits
         pl_module.log("train/images_per_second", figure, prog_bar=True, batch_size=len(batch["image"]))
-        self._tell(trainer, pl_module)
+        self._estimate(trainer, pl_module)
 
-    def _tell(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The time of the run by its first steps, those of a warm-up left out, which are faster."""
+    def _estimate(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log the remaining time, from steps after the warm-up, which is faster."""
         warmup = getattr(pl_module, "warmup", None)
-        if self.told or (warmup is not None and warmup.active(trainer.global_step - 1)):
+        if self.estimated or (warmup is not None and warmup.active(trainer.global_step - 1)):
             return
         if self.mark is None:
             self.mark = (trainer.global_step, self.times[-1])
         done = trainer.global_step - self.mark[0]
         if done >= self.FIRST:
-            self.told, seconds = True, (self.times[-1] - self.mark[1]) / done
+            self.estimated, seconds = True, (self.times[-1] - self.mark[1]) / done
             left = timedelta(seconds=round((trainer.max_steps - trainer.global_step) * seconds))
-            rank_zero_info("%.2f s a step, about %s to go for %d steps", seconds, left, trainer.max_steps)
+            if trainer.is_global_zero:
+                log.info("%.2f s a step, about %s to go for %d steps", seconds, left, trainer.max_steps)
