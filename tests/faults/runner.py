@@ -33,7 +33,7 @@ PRELOAD = [
     "smsff.training.run_folder",
     "smsff.data.datamodule",
     "smsff.teacher.stable_diffusion",
-    "smsff.teacher.gaussian",
+    "gaussian",
     "smsff.training.callbacks.bad_steps",
     "smsff.training.callbacks.table_log",
     "smsff.training.callbacks.image_grid",
