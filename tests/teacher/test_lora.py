@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lora_files import load_style_lora
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 from tiny_pipelines import (
@@ -20,7 +21,7 @@ from tiny_pipelines import (
 from torch import Tensor, nn
 
 from smsff.errors import UserError
-from smsff.teacher.lora.load import AdapterSwitch, load_style_lora
+from smsff.teacher.lora.switch import AdapterSwitch
 
 SPEC = TinySpec()
 TARGETS = ("to_q", "to_v", "to_out.0", "conv1", "proj_in", "conv_shortcut", "time_emb_proj", "ff.net.0.proj")

@@ -14,6 +14,7 @@ from lora_files import (
     TEXT_LAYERS,
     file_tensors,
     kohya,
+    load_style_lora,
     merge,
     merged_weights,
     reference_delta,
@@ -26,7 +27,7 @@ from peft import LoHaConfig, LoKrConfig, LoraConfig, PeftConfig, get_peft_model
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from smsff.teacher.lora.load import LoraFile, load_style_lora, load_style_loras
+from smsff.teacher.lora.load import LoraFile, load_style_loras
 from smsff.teacher.lora.names import sgm_name
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from smsff.errors import UserError
 from smsff.teacher.base.families import family_config
-from smsff.teacher.lora.load import inspect_lora, refuse_other_base
+from smsff.teacher.lora.inspect import inspect_lora, refuse_other_base
 
 SD1, SD2, SDXL = "Stable Diffusion 1.x", "Stable Diffusion 2.x", "SDXL"
 DOWN, UP = "lora_down.weight", "lora_up.weight"

@@ -14,6 +14,7 @@ from lora_files import (
     TEXT_LAYERS,
     file_tensors,
     kohya,
+    load_style_lora,
     merge,
     merged_weights,
     reference_delta,
@@ -30,7 +31,8 @@ from smsff.errors import UserError
 from smsff.teacher.base.pipeline_config import Family
 from smsff.teacher.fake_score import LoraFakeScore
 from smsff.teacher.lora.apply import add_adapter, side_by_side
-from smsff.teacher.lora.load import AdapterSwitch, LoraFile, load_style_lora, load_style_loras
+from smsff.teacher.lora.load import LoraFile, load_style_loras
+from smsff.teacher.lora.switch import AdapterSwitch
 from smsff.teacher.lora.weights import LowRank
 from smsff.teacher.stable_diffusion import load_stable_diffusion
 
