@@ -200,7 +200,8 @@ def load_stable_diffusion(
         config: folder or hub id whose configuration files and tokenizers a single file takes; None: the published ones.
         vae: auto-encoder instead of the base's own: a folder, a hub id, or a single file of the shape of the base's.
         prediction_type: as in `settle_prediction`.
-        dtype: of the frozen U-Nets. The auto-encoder (which may overflow in float16) and the text encoders stay float32.
+        dtype: of the frozen U-Nets. The auto-encoder, which may overflow in float16, and the text encoders stay in
+            float32.
         gradient_checkpointing: recompute the image encoder's activations in the backward pass.
         revision, variant: branch and file variant (such as ``fp16``) on the hub; the variant of folders too.
         local_files_only: never ask the hub.
