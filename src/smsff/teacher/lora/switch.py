@@ -166,7 +166,7 @@ class DenseAdapter(nn.Module, BaseTunerLayer):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         result = self.base_layer(x, *args, **kwargs)
-        if self.disable_adapters or self.adapter not in self.active_adapters:
+        if self.disable_adapters or self.adapter not in cast(list[str], self.active_adapters):
             return result
         layer = BaseTunerLayer.get_base_layer(self)
         if isinstance(layer, nn.Conv2d):
