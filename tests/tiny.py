@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from gaussian import GaussianFakeScore, GaussianTeacher
 from torch import Tensor, nn
 
 from smsff.method.gradient import Predict, Scores
@@ -16,7 +17,6 @@ from smsff.method.sms import StyleMatchingObjective
 from smsff.method.spectrum import SpectrumRegularizer
 from smsff.method.timesteps import Narrowing, Uniform
 from smsff.method.warmup import ReconstructionWarmup
-from smsff.teacher.gaussian import GaussianFakeScore, GaussianTeacher
 from smsff.training.optimizer import GroupOptions
 
 

@@ -1,10 +1,10 @@
 import pytest
 import torch
+from gaussian import GaussianTeacher
 from torch import Tensor, nn
 
 from smsff.embedded.controls import choose_t, img2img, one_step, train_paired
 from smsff.generator.unet import UNetGenerator
-from smsff.teacher.gaussian import GaussianTeacher
 
 
 def photo(b: int = 2, h: int = 24, w: int = 37) -> Tensor:

@@ -27,7 +27,7 @@ CONFIG = {
         "edit": "{words}",
     },
     "teacher": {
-        "_target_": "smsff.teacher.gaussian.GaussianTeacher",
+        "_target_": "gaussian.GaussianTeacher",
         "mean_base": 0.0,
         "std_base": 1.0,
         "mean_style": 0.5,
@@ -48,7 +48,7 @@ CONFIG = {
 def run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run folder with the identity as its exported model; photos are cut down to 72 x 96 pixels."""
     OmegaConf.save(OmegaConf.create(CONFIG), tmp_path / "config.yaml")
-    monkeypatch.setenv("SMSFF_ALLOW", "smsff.teacher.gaussian.GaussianTeacher")
+    monkeypatch.setenv("SMSFF_ALLOW", "gaussian.GaussianTeacher")
     (tmp_path / "metrics.json").write_text(json.dumps({"status": "finished"}))
     save_stylizer(UNetGenerator(**NETWORK), tmp_path / "export")
     load_photos = demo.load_photos

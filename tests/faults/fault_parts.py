@@ -13,10 +13,10 @@ import time
 from typing import Any
 
 import torch
+from gaussian import GaussianFakeScore, GaussianScore, GaussianTeacher
 from torch import Tensor
 
 from smsff.teacher.condition import Condition
-from smsff.teacher.gaussian import GaussianFakeScore, GaussianScore, GaussianTeacher
 
 
 class FaultyScore(GaussianScore):

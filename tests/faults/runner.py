@@ -33,7 +33,7 @@ PRELOAD = [
     "smsff.training.run_folder",
     "smsff.data.datamodule",
     "smsff.teacher.stable_diffusion",
-    "smsff.teacher.gaussian",
+    "gaussian",
     "smsff.training.callbacks.bad_steps",
     "smsff.training.callbacks.table_log",
     "smsff.training.callbacks.image_grid",
@@ -69,7 +69,7 @@ def prepare() -> None:
     """Start the server; once is enough."""
     for name, value in {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "SMSFF_ALLOW": "fault_parts"}.items():
         os.environ[name] = value
-    paths = [str(ROOT / "src"), str(HERE)]
+    paths = [str(ROOT / "src"), str(HERE.parent), str(HERE)]
     os.environ["PYTHONPATH"] = os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")])
     sys.path[:0] = [path for path in paths if path not in sys.path]
     _context.set_forkserver_preload(PRELOAD)

@@ -177,9 +177,7 @@ def lora_file(which: int) -> bytes:
 
 def run_lora(case: Any, folder: Path) -> None:
     """Load the file into copies of small models, and ask the U-Net for a prediction."""
-    from lora_files import run_unet
-
-    from smsff.teacher.lora.load import load_style_lora
+    from lora_files import load_style_lora, run_unet
 
     which, header, edits, honest, value = case
     data = lora_file(which)
@@ -197,7 +195,7 @@ def run_lora(case: Any, folder: Path) -> None:
 
 def run_lora_header(case: Any, folder: Path) -> None:
     """Load a file whose layers have no alpha, with such a header, into a copy of the U-Net."""
-    from smsff.teacher.lora.load import load_style_lora
+    from lora_files import load_style_lora
 
     which, settings = case
     metadata = {}

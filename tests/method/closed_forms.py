@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
+from gaussian import gaussian_eps
 from torch import Tensor
 
 from smsff.method.gradient import Predict
 from smsff.method.schedule import NoiseSchedule
-from smsff.teacher.gaussian import gaussian_eps
 
 SHAPE = (3, 4, 5, 7)
 

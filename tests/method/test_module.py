@@ -5,6 +5,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from gaussian import GaussianTeacher
 from tiny import TinyGenerator, given_scores, tiny_batch, tiny_module
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -20,7 +21,6 @@ from smsff.method.sms import StyleMatchingObjective
 from smsff.method.timesteps import Narrowing, Uniform
 from smsff.method.warmup import ReconstructionWarmup
 from smsff.teacher.condition import Condition
-from smsff.teacher.gaussian import GaussianTeacher
 from smsff.training.optimizer import GroupOptions
 
 

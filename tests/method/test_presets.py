@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from gaussian import GaussianTeacher
 from test_config import composed
 from test_train import NETWORK, command, configuration, finished, tiny, train_script  # noqa: F401
 from tiny import tiny_batch, tiny_module
@@ -26,7 +27,6 @@ from smsff.method.sms import StyleMatchingObjective
 from smsff.method.timesteps import Uniform
 from smsff.method.warmup import ReconstructionWarmup
 from smsff.teacher.condition import Condition
-from smsff.teacher.gaussian import GaussianTeacher
 
 ROOT = Path(__file__).parents[2]
 PRESETS = sorted(path.stem for path in (ROOT / "conf" / "objective").glob("*.yaml"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -11,12 +12,22 @@ from tiny_pipelines import TinySpec, adapted_layers, build_text_encoder, build_t
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from smsff.teacher.lora.load import LoraFile, LoraReport, load_style_loras
+
 SPEC = TinySpec()
 UNET_TARGETS = r".*(to_q|to_v|to_out\.0|conv1|conv2|proj_in|conv_shortcut|time_emb_proj|ff\.net\.0\.proj|sers\.0\.conv)"
 LAYERS = ("attn1.to_q", "to_out.0", "proj_in", "conv1", "downsamplers.0.conv", "time_emb_proj")
 TEXT_LAYERS = ("q_proj", "out_proj", "fc1")
 Tensors = dict[str, Tensor]
 TEXT_TARGETS = r".*(q_proj|out_proj|fc1)"
+
+
+def load_style_lora(
+    unet: nn.Module, text: nn.Module | None, path: Path, *, strength: float = 1.0, adapter_name: str = "style"
+) -> LoraReport:
+    """`load_style_loras` for one file and at most one text encoder."""
+    encoders = () if text is None else (text,)
+    return load_style_loras(unet, encoders, [LoraFile(path, strength)], adapter_name=adapter_name)[0]
 
 
 def sd_models() -> tuple[nn.Module, nn.Module]:

@@ -14,6 +14,7 @@ from lora_files import (
     TEXT_LAYERS,
     file_tensors,
     kohya,
+    load_style_lora,
     merge,
     merged_weights,
     reference_delta,
@@ -26,7 +27,7 @@ from peft import LoHaConfig, LoKrConfig, LoraConfig, PeftConfig, get_peft_model
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from smsff.teacher.lora.load import LoraFile, load_style_lora, load_style_loras
+from smsff.teacher.lora.load import LoraFile, load_style_loras
 from smsff.teacher.lora.names import sgm_name
 
 
@@ -62,10 +63,11 @@ def test_algorithm(tmp_path: Path, algorithm: str) -> None:
         assert report.alphas == pytest.approx((2.0,))
 
 
+@pytest.mark.parametrize("algorithm", ["lora", "dora"])
 @pytest.mark.parametrize("strength", [0.0, 1.0, -0.5])
-def test_dora_strength_interpolates(tmp_path: Path, strength: float) -> None:
+def test_strength_interpolates(tmp_path: Path, algorithm: str, strength: float) -> None:
     unet, _ = sd_models()
-    layers = file_tensors(unet, "dora")
+    layers = file_tensors(unet, algorithm)
     save_file(kohya(layers), tmp_path / "l.safetensors")
     load_style_lora(unet, None, tmp_path / "l.safetensors", strength=strength)
     assert_weights(unet, layers, strength)
@@ -89,6 +91,7 @@ def test_underscore_names(tmp_path: Path, prefix: str) -> None:
         ("unet.{}", "lora_A.weight", "lora_B.weight"),
         ("{}", "lora_A.weight", "lora_B.weight"),
         ("unet.{}", "lora.down.weight", "lora.up.weight"),
+        ("{}", "lora.down.weight", "lora.up.weight"),
         ("base_model.model.{}", "lora_A.weight", "lora_B.weight"),
         ("base_model.model.{}", "lora_A.default.weight", "lora_B.default.weight"),
         ("unet.base_model.model.{}", "lora_A.weight", "lora_B.weight"),
@@ -224,7 +227,7 @@ def test_sdxl(tmp_path: Path, style: str) -> None:
         torch.testing.assert_close(run(model), run(want), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("algorithm", ["dora", "loha", "lokr"])
+@pytest.mark.parametrize("algorithm", ["lora", "dora", "loha", "lokr"])
 def test_text_encoder_of_any_algorithm(tmp_path: Path, algorithm: str) -> None:
     unet, text = sd_models()
     layers, text_layers = file_tensors(unet, algorithm), file_tensors(text, algorithm, TEXT_LAYERS)

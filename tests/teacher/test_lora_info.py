@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from smsff.errors import UserError
 from smsff.teacher.base.families import family_config
-from smsff.teacher.lora.load import inspect_lora, refuse_other_base
+from smsff.teacher.lora.inspect import inspect_lora, refuse_other_base
 
 SD1, SD2, SDXL = "Stable Diffusion 1.x", "Stable Diffusion 2.x", "SDXL"
 DOWN, UP = "lora_down.weight", "lora_up.weight"
@@ -144,13 +144,6 @@ def test_only_the_header_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr("smsff.teacher.lora.formats.safe_open", WithoutWeights)
     assert inspect_lora(path).ranks == (4,)
-
-
-def test_cut_off_file_is_refused(tmp_path: Path) -> None:
-    path = write(tmp_path / "l.safetensors", attention(768))
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(UserError, match=r"l\.safetensors: the file cannot be read"):
-        inspect_lora(path)
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".ckpt", ".bin"])

@@ -14,6 +14,7 @@ from lora_files import (
     TEXT_LAYERS,
     file_tensors,
     kohya,
+    load_style_lora,
     merge,
     merged_weights,
     reference_delta,
@@ -30,7 +31,8 @@ from smsff.errors import UserError
 from smsff.teacher.base.pipeline_config import Family
 from smsff.teacher.fake_score import LoraFakeScore
 from smsff.teacher.lora.apply import add_adapter, side_by_side
-from smsff.teacher.lora.load import AdapterSwitch, LoraFile, load_style_lora, load_style_loras
+from smsff.teacher.lora.load import LoraFile, load_style_loras
+from smsff.teacher.lora.switch import AdapterSwitch
 from smsff.teacher.lora.weights import LowRank
 from smsff.teacher.stable_diffusion import load_stable_diffusion
 
@@ -166,15 +168,6 @@ def test_sizes_that_do_not_fit_are_refused(tmp_path: Path, algorithm: str, end: 
         UserError, match=r"l\.safetensors: made for another architecture: of .* does not fit the weight"
     ):
         load_style_lora(unet, None, tmp_path / "l.safetensors")
-
-
-def test_not_finite_is_refused(tmp_path: Path) -> None:
-    unet, _ = sd_models()
-    tensors = kohya(file_tensors(unet, "loha"))
-    tensors = {key: value * 1e6 if "hada" in key else value for key, value in tensors.items()}
-    save_file(tensors, tmp_path / "l.safetensors")
-    with pytest.raises(UserError, match=r"not finite in torch\.float16"):
-        load_style_lora(unet.half(), None, tmp_path / "l.safetensors")
 
 
 def test_one_name_once() -> None:

@@ -9,12 +9,23 @@ from typing import Any
 
 import pytest
 import torch
-from lora_files import TEXT_LAYERS, file_tensors, kohya, merge, merged_weights, reference_delta, run_unet, sd_models
+from lora_files import (
+    TEXT_LAYERS,
+    file_tensors,
+    kohya,
+    load_style_lora,
+    merge,
+    merged_weights,
+    reference_delta,
+    run_unet,
+    sd_models,
+)
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from smsff.errors import UserError
-from smsff.teacher.lora.load import LoraReport, inspect_lora, load_style_lora
+from smsff.teacher.lora.inspect import inspect_lora
+from smsff.teacher.lora.load import LoraReport
 from smsff.teacher.stable_diffusion import load_stable_diffusion
 
 LAYER = "down_blocks.1.attentions.0.proj_in"

@@ -16,7 +16,7 @@ from torch import nn
 from smsff.errors import UserError
 from smsff.stylize.export import load_generator_from_checkpoint
 from smsff.stylize.stylizer import load_stylizer
-from smsff.teacher.lora.load import load_style_lora
+from smsff.teacher.lora.load import LoraFile, load_style_loras
 from smsff.teacher.stable_diffusion import load_stable_diffusion
 from smsff.training.checkpoints import find_checkpoint, read_checkpoint, write_checkpoint
 
@@ -59,7 +59,7 @@ def test_the_payload_works(tmp_path: Path) -> None:
 def test_as_a_lora(tmp_path: Path, write: Write, name: str) -> None:
     write({"lora_unet_x.lora_up.weight": Payload(tmp_path / "ran")}, tmp_path / name)
     with pytest.raises(UserError, match=name):
-        load_style_lora(nn.Sequential(nn.Linear(2, 2)), None, tmp_path / name)
+        load_style_loras(nn.Sequential(nn.Linear(2, 2)), (), [LoraFile(tmp_path / name)])
     assert not (tmp_path / "ran").exists()
 
 

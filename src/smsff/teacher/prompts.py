@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from smsff.errors import UserError
 from smsff.teacher.condition import Condition
-from smsff.teacher.lora.load import AdapterSwitch
+from smsff.teacher.lora.switch import AdapterSwitch
 
 logger = logging.getLogger(__name__)
 

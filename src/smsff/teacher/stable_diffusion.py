@@ -27,16 +27,10 @@ from smsff.teacher.base.skeleton import networks, spelled
 from smsff.teacher.base.source import Source
 from smsff.teacher.condition import Condition
 from smsff.teacher.latent import AutoencoderLatent
-from smsff.teacher.lora.load import (
-    AdapterSwitch,
-    LoraFile,
-    LoraReport,
-    find_lora_file,
-    inspect_lora,
-    load_style_loras,
-    refuse_other_base,
-    refuse_text_alone,
-)
+from smsff.teacher.lora.formats import find_lora_file
+from smsff.teacher.lora.inspect import inspect_lora, refuse_other_base, refuse_text_alone
+from smsff.teacher.lora.load import LoraFile, LoraReport, load_style_loras
+from smsff.teacher.lora.switch import AdapterSwitch
 from smsff.teacher.prompts import PromptEncoder
 from smsff.training.speed import to_device, without_autocast
 
@@ -50,10 +44,9 @@ STYLE = "style"
 class StableDiffusionTeacher(nn.Module):
     """A `Teacher` of U-Nets with adapters. Everything is frozen and in evaluation mode, and stays so.
 
-    When the style's base model is the base itself, one U-Net serves every score: without adapters it is the base, with
-    `style` the style, and with the adapter that `LoraFakeScore` adds the fake. When they differ, `style_unet` is a
-    second U-Net, and the prompts of the style score go through that model's own text encoder. Both models have to share
-    one latent space and the noise levels; the base's auto-encoder and schedule are used. What they predict may differ.
+    One U-Net serves every score: without adapters the base, with `style` the style, and with the adapter of
+    `LoraFakeScore` the fake. A style with another base model has a second U-Net, `style_unet`, and its own text
+    encoder; the two models share latent space and noise levels, but what they predict (eps or v) may differ.
 
     Attributes:
         unet: the base's U-Net; adapters are switched off except within `using` (and so within the scores).
@@ -163,7 +156,7 @@ class StableDiffusionTeacher(nn.Module):
 
         Args:
             style: embeddings for the style score: by the text part of the style LoRA where it has one, and by the text
-                encoder of the style's own base model where that differs. The same as without where neither is so.
+                encoder of the style's own base model where that differs.
         """
         device = self.schedule.betas.device
         if not style:
@@ -201,17 +194,14 @@ def load_stable_diffusion(
             ``.safetensors`` file, or a hub id.
         lora: file of the style LoRA; or several to be mixed, each ``{path: FILE, strength: NUMBER}`` (1 if left out);
             None for a style that is a whole model (`style_base`).
-        style_base: the model that the LoRA was made for, if it is another one than `base`; as `base`.
+        style_base: the model that the LoRA was made for, if it is not `base`; as `base`.
         lora_strength: factor on the LoRA; on each of several, beside its own.
         lora_text: whether the part of the LoRA that adapts the text encoders is loaded.
-        config: folder or hub id whose configuration files and tokenizers a single file takes; None takes those that
-            were published with its kind of model, which come with this package.
-        vae: another auto-encoder than the base's own, or one for a base without: a folder in the layout of diffusers, a
-            hub id, or a single file, which has the shape of the base's.
-        prediction_type: what the model predicts, whatever the checkpoint says; where the style has a base of its own,
-            of those of the two that do not say it. None: as the checkpoint says, or else what is usual.
-        dtype: of the frozen U-Nets. The auto-encoder stays in float32 (Stable Diffusion's and SDXL's overflow in
-            float16), and so do the text encoders, which run once.
+        config: folder or hub id whose configuration files and tokenizers a single file takes; None: the published ones.
+        vae: auto-encoder instead of the base's own: a folder, a hub id, or a single file of the shape of the base's.
+        prediction_type: as in `settle_prediction`.
+        dtype: of the frozen U-Nets. The auto-encoder, which may overflow in float16, and the text encoders stay in
+            float32.
         gradient_checkpointing: recompute the image encoder's activations in the backward pass.
         revision, variant: branch and file variant (such as ``fp16``) on the hub; the variant of folders too.
         local_files_only: never ask the hub.
@@ -270,9 +260,7 @@ def lora_files(lora: str | Sequence[Mapping[str, Any]] | None, strength: float) 
         return (LoraFile(find_lora_file(lora), strength),)
     for entry in lora:
         if not isinstance(entry, Mapping) or "path" not in entry or entry.keys() - {"path", "strength"}:
-            raise UserError(
-                f"teacher.lora: each of several LoRAs is given as {{path: FILE, strength: NUMBER}}, not {entry}"
-            )
+            raise UserError(f"teacher.lora: each of several LoRAs is {{path: FILE, strength: NUMBER}}, not {entry}")
     return tuple(LoraFile(find_lora_file(one["path"]), strength * float(one.get("strength", 1.0))) for one in lora)
 
 

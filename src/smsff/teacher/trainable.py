@@ -13,8 +13,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from smsff.errors import UserError
-from smsff.teacher.lora.load import AdapterSwitch
 from smsff.teacher.lora.names import weighted_layers
+from smsff.teacher.lora.switch import AdapterSwitch
 
 
 def add_lora(

@@ -43,14 +43,13 @@ class LoraInfo:
     Attributes:
         path: the file.
         format: whose names it uses: ``kohya``, ``lycoris``, ``peft`` or ``diffusers``.
-        algorithms: ``LoRA``, ``LoHa``, ``LoKr``, with ``Tucker`` and ``DoRA`` where they apply.
+        algorithms: as `LayerKeys.algorithm`.
         family: the kind of base model it was made for; None if nothing in it tells.
         context_width: width of the prompt embeddings it was made for; None if it does not touch cross-attention.
         ranks: that occur, ascending; a LoKr without decomposition has none.
         layers: how many layers it adapts, by part: ``unet``, ``text_encoder``, ``text_encoder_2``.
         tensors: how many there are, alphas aside.
-        dense_elements: how many weight elements the layers have whose change is kept at full size (LoHa, LoKr, DoRA);
-            each takes the bytes of the model's dtype.
+        dense_elements: weight elements of the layers whose change is kept at full size (LoHa, LoKr, DoRA).
         unusable: names of what the file says about alpha and rank beside its tensors and cannot be applied.
         base_model, title: as the training program noted them in the header; empty if it did not.
     """

@@ -18,34 +18,10 @@ from torch import Tensor, nn
 
 from smsff.errors import UserError
 from smsff.teacher.lora.apply import add_adapter
-from smsff.teacher.lora.formats import (
-    TEXT,
-    UNET,
-    LayerKeys,
-    LoraHeader,
-    find_lora_file,
-    read_header,
-    read_tensors,
-)
-from smsff.teacher.lora.inspect import LoraInfo, describe, inspect_lora, rank_of, refuse_other_base, refuse_text_alone
+from smsff.teacher.lora.formats import TEXT, UNET, LayerKeys, LoraHeader, read_header, read_tensors
+from smsff.teacher.lora.inspect import LoraInfo, describe, rank_of, refuse_other_base, refuse_text_alone
 from smsff.teacher.lora.names import flat, layer_table, weight_of, weighted_layers
-from smsff.teacher.lora.switch import AdapterSwitch
 from smsff.teacher.lora.weights import LowRank, changes_nothing, dense, low_rank
-from smsff.teacher.lora.write import save_style_lora
-
-__all__ = [
-    "AdapterSwitch",
-    "LoraFile",
-    "LoraInfo",
-    "LoraReport",
-    "find_lora_file",
-    "inspect_lora",
-    "load_style_lora",
-    "load_style_loras",
-    "refuse_other_base",
-    "refuse_text_alone",
-    "save_style_lora",
-]
 
 logger = logging.getLogger(__name__)
 
@@ -67,14 +43,12 @@ class LoraReport:
         total: number of tensors in it.
         matched: how many of them were loaded, into U-Net and text encoders together.
         unmatched: what the file has and the models lack: layers, and tensors that are no part of a LoRA.
-        ignored: number of text-encoder tensors that were left out, because the text part is off or there is no such
-            text encoder.
-        ranks, alphas: those that occur among the loaded layers, ascending; an alpha equals the rank where the file has
-            none.
+        ignored: number of text-encoder tensors left out: the text part is off, or there is no such text encoder.
+        ranks, alphas: of the loaded layers, ascending; an alpha equals the rank where the file has none.
         strength: factor on the LoRA's own scale alpha / rank.
         adapts_text: whether a text encoder has the adapter too.
-        unchanged: parts (``unet``, ``text_encoder``, ``text_encoder_2``) whose layers were loaded without changing any
-            weight, at a strength other than 0: an alpha of 0, matrices of zeros, values too small for the dtype.
+        unchanged: parts (``unet``, ``text_encoder``, ``text_encoder_2``) whose layers change no weight, at a strength
+            other than 0.
         info: format, algorithms and base model of the file.
     """
 
@@ -125,20 +99,6 @@ class _Change:
         return all(bool(torch.isfinite(value.to(self.weight.dtype)).all()) for value in values)
 
 
-def load_style_lora(
-    unet: nn.Module,
-    text_encoder: nn.Module | None,
-    path: str | Path,
-    *,
-    adapter_name: str = "style",
-    strength: float = 1.0,
-) -> LoraReport:
-    """`load_style_loras` for one file and at most one text encoder."""
-    encoders = () if text_encoder is None else (text_encoder,)
-    (report,) = load_style_loras(unet, encoders, (LoraFile(path, strength),), adapter_name=adapter_name)
-    return report
-
-
 @torch.no_grad()
 def load_style_loras(
     unet: nn.Module,
@@ -150,19 +110,16 @@ def load_style_loras(
 ) -> tuple[LoraReport, ...]:
     """Load LoRA files together as one frozen adapter, in the models' dtype.
 
-    The weight of a layer becomes W + sum over the files of strength * change(file, W); see `lora_weights` for the
-    change in each algorithm. Plain LoRAs become one peft adapter, in which several files are put side by side (the
-    ranks add up); the others become one full-size change, see `DenseAdapter`. The adapter is left active; wrap the
-    models in an `AdapterSwitch` afterwards.
+    The weight of a layer becomes W + sum over the files of strength * change(file, W), the change as in `weights`.
+    The adapter is left active; wrap the models in an `AdapterSwitch` afterwards.
 
     Args:
         text_encoders: the first, and for SDXL the second; none to leave the text parts of the files out.
         use_text: load the text parts.
 
     Raises:
-        UserError: if a file is missing, broken, or no LoRA; if a value of it is not finite; if it was made for another
-            kind of base model or for text encoders alone, or no layer of it is in the U-Net. A LoRA that fits in part
-            is loaded, and the rest is listed in a warning; so is one that changes nothing.
+        UserError: if a file is missing, broken, no LoRA, not finite, for another kind of base model or for text
+            encoders alone. One that fits in part, or changes nothing, is loaded with a warning.
     """
     models = {UNET: unet} | (dict(zip(TEXT, text_encoders, strict=False)) if use_text else {})
     changes: list[_Change] = []
@@ -170,9 +127,7 @@ def load_style_loras(
     for lora in loras:
         header = read_header(lora.path)
         if not math.isfinite(lora.strength):
-            raise UserError(
-                f"teacher.lora={header.path}: its strength is {lora.strength}; it has to be a finite number"
-            )
+            raise UserError(f"teacher.lora={header.path}: its strength is {lora.strength}, not a finite number")
         info = describe(header)
         refuse_other_base(info, getattr(unet, "config", None) or {})
         refuse_text_alone(info)

@@ -16,8 +16,8 @@ from torch.nn import functional as F
 class AdapterSwitch:
     """Chooses which adapter the layers of one model apply: one by name, or none.
 
-    peft's own `set_adapter` and `disable_adapters` walk the model and flip ``requires_grad`` on the way. This touches
-    only the two attributes the layers read, on a cached list. Adapters start switched off.
+    peft's public `set_adapter` and `enable_adapters` change ``requires_grad`` too, so that the fake score would no
+    longer train. This sets the two private attributes that they set, on a cached list. Adapters start switched off.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -58,7 +58,7 @@ class Lean:
 
     def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Features to features, as the base layer has them."""
-        active = [] if self._disable_adapters else [name for name in self._active_adapter if name in self.lora_A]
+        active = [] if self.disable_adapters else [name for name in self.active_adapters if name in self.lora_A]
         if args or kwargs or not _plain(self, active):
             return cast(Tensor, super().forward(x, *args, **kwargs))  # type: ignore[misc]
         return cast(Tensor, self.adapted(x, active[0]) if active else self.base_layer(x))
@@ -137,9 +137,8 @@ def _like_its_adapter(base: nn.Module, down: nn.Conv2d) -> bool:
 class DenseAdapter(nn.Module, BaseTunerLayer):
     """A frozen linear layer or convolution with a full-size change of its weight: y = W x + bias + delta x.
 
-    It is what LoHa, LoKr and DoRA come to once strength, alpha and magnitudes are known. peft takes it for one of its
-    own layers, so LoRA adapters can be put around it. The change stays apart from W: added in half precision, most of
-    it would be rounded away.
+    The form of LoHa, LoKr and DoRA here. peft takes it for one of its own layers, so LoRA adapters can be put around
+    it. The change stays apart from W: added in half precision, most of it would be rounded away.
 
     Args:
         base_layer: the layer, with adapters or without.
@@ -167,7 +166,7 @@ class DenseAdapter(nn.Module, BaseTunerLayer):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         result = self.base_layer(x, *args, **kwargs)
-        if self._disable_adapters or self.adapter not in self._active_adapter:
+        if self.disable_adapters or self.adapter not in cast(list[str], self.active_adapters):
             return result
         layer = BaseTunerLayer.get_base_layer(self)
         if isinstance(layer, nn.Conv2d):

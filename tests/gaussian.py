@@ -16,7 +16,6 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from smsff.errors import UserError
 from smsff.method.denoising import DenoisingWeight, check_denoising_weight, denoising_loss, denoising_weight
 from smsff.method.schedule import NoiseSchedule, scaled_linear_betas
 from smsff.teacher.condition import Condition
@@ -46,8 +45,6 @@ class GaussianScore(nn.Module):
 
     def __init__(self, schedule: NoiseSchedule, *, mean: float, std: float) -> None:
         super().__init__()
-        if std <= 0:
-            raise UserError(f"teacher: the standard deviation of a Gaussian teacher must be positive, not {std}")
         self.schedule = schedule
         self.mean = mean
         self.std = std
