@@ -20,7 +20,7 @@ CONFIG = {
     "seed": 0,
     "style": {"name": "sketch"},
     "prompts": {
-        "_target_": "smsff.method.module.Prompts",
+        "_target_": "smsff.method.prompts.Prompts",
         "words": "sketch style",
         "style": "{words}, {caption}",
         "source": "{caption}",
