@@ -197,3 +197,21 @@ def test_commands_with_overrides_take_them_before_and_after_options(
         status = stop.code
     assert status == (0 if message is None else 2)
     assert message is None or message in capsys.readouterr().err
+
+
+def test_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["stylize", "--help"])
+    assert stop.value.code == 0
+    assert "Exit status" in capsys.readouterr().out
+
+
+def test_unreadable_images_are_named_and_the_rest_is_done(
+    model: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (photos / "broken.jpg").write_bytes(b"not a picture")
+    assert main(["stylize", str(model), str(photos), "--out", str(tmp_path / "out")]) == 1
+    printed = capsys.readouterr()
+    assert "broken.jpg" in printed.err
+    assert printed.err.count("skipped") == 1
+    assert "3 of 4 images stylized" in printed.out

@@ -188,3 +188,15 @@ def test_a_checkpoint_with_strange_tensors_is_refused(tmp_path: Path, strange: s
     torch.save({"hyper_parameters": hyper, "state_dict": state}, tmp_path / "a.ckpt")
     with pytest.raises(UserError, match=r"do not fit the network|cannot be read"):
         load_generator_from_checkpoint(tmp_path / "a.ckpt")
+
+
+def test_only_pickles_in_a_folder_are_no_model(tmp_path: Path) -> None:
+    torch.save({}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"it has no model\.safetensors"):
+        load_stylizer(tmp_path)
+
+
+def test_a_description_is_short(folder: Path) -> None:
+    (folder / "config.json").write_text(" " * 1_000_001 + (folder / "config.json").read_text())
+    with pytest.raises(UserError, match="more than 1,000,000 bytes"):
+        load_stylizer(folder)

@@ -157,3 +157,10 @@ def test_pickles_are_not_opened(tmp_path: Path, suffix: str, monkeypatch: pytest
     monkeypatch.setattr("smsff.teacher.lora.formats.safe_open", opened)
     with pytest.raises(UserError, match=r"only \.safetensors files are read, for others can run code"):
         inspect_lora(path)
+
+
+def test_cut_off_file_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "l.safetensors", attention(768))
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"l\.safetensors: the file cannot be read"):
+        inspect_lora(path)

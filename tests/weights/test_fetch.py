@@ -241,3 +241,17 @@ def test_what_the_hub_does_not_have_is_named(server: FileServer, tmp_path: Path)
     assert failed.returncode == 1
     assert f"{REPO}: the hub has no such model" in failed.stdout
     assert failed.stderr == ""
+
+
+@pytest.mark.slow
+def test_a_file_that_is_not_what_the_hub_says_is_refused(server: FileServer, tiny_base: Path, tmp_path: Path) -> None:
+    files = {p.relative_to(tiny_base).as_posix(): p.read_bytes() for p in tiny_base.rglob("*") if p.is_file()}
+    serve_hub(server, REPO, COMMIT, files)
+    served = server.files[f"/{REPO}/resolve/{COMMIT}/vae/diffusion_pytorch_model.safetensors"]
+    right, served.tag = served.content, served.etag
+    served.content = right[:-1] + bytes([right[-1] ^ 1])
+    failed = hub(server, tmp_path / "cache")
+    assert failed.returncode == 1
+    assert "vae/diffusion_pytorch_model.safetensors is not what the hub says it is; it was removed" in failed.stdout
+    served.content = right
+    assert hub(server, tmp_path / "cache").returncode == 0
