@@ -33,7 +33,7 @@ from smsff.teacher.score import Teacher
 from smsff.training.figures import in_several_processes, matching_figures, of_whole_batch
 from smsff.training.module_state import read_state, write_state
 from smsff.training.nonfinite import StepGuard, spread
-from smsff.training.optimizer import GroupOptions, build_optimizer, build_schedule, clip_groups, update_average
+from smsff.training.optimizer import GroupOptions, clip_and_guard, optimizer_and_schedule, update_average
 from smsff.training.speed import PLAIN, Speed
 
 
@@ -125,7 +125,9 @@ class StyleMatching(pl.LightningModule):
 
         x = self.canvas.input(batch["image"])
         y = self.generator(x)
-        z, z_src = self.canvas.encode(y, offset), self.canvas.encode(x, offset).detach()
+        z = self.canvas.encode(y, offset)
+        with torch.no_grad():
+            z_src = self.canvas.encode(x, offset)
         stages, times = {"source_latent": z_src, "generator": y, "latent": z}, {}
         if self.warmup.active(self.global_step):
             loss = self.warmup.loss(y, x).mean()
@@ -194,18 +196,11 @@ class StyleMatching(pl.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """One AdamW with the parameter groups; the schedule gets the length of the run."""
-        groups = self.parameter_groups()
-        optimizer = build_optimizer(groups)
-        schedule = build_schedule(optimizer, [options for _, options in groups.values()], self.steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return optimizer_and_schedule(self.parameter_groups(), self.steps)
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
         """Clip each group by its own norm; a step whose gradients are not finite is skipped."""
-        norms = clip_groups(optimizer)
-        self.guard.decide(optimizer, norms, step=self.global_step)
-        self.log_dict({f"train/grad_norm_{name}": norm for name, norm in norms.items()})
-        # as tensors of the main memory: a number would be sent to the device, which waits
-        self.log_dict({f"train/lr_{group['name']}": torch.tensor(group["lr"]) for group in optimizer.param_groups})
+        clip_and_guard(self, self.guard, optimizer)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, then average: before any callback runs, so that a checkpoint never misses the average of its step."""

@@ -27,7 +27,7 @@ from smsff.teacher.sampling import img2img
 from smsff.teacher.stable_diffusion import StableDiffusionTeacher
 from smsff.training.module_state import read_state, write_state
 from smsff.training.nonfinite import StepGuard, spread
-from smsff.training.optimizer import GroupOptions, build_optimizer, build_schedule, clip_groups
+from smsff.training.optimizer import GroupOptions, clip_and_guard, optimizer_and_schedule
 
 MAX_PROMPTS = 3000
 """Most prompts that are embedded before the training, so that the text encoders can go."""
@@ -276,16 +276,11 @@ class StyleLora(pl.LightningModule):
         groups = {"unet": (list(self.style.unet_parameters.values()), self.unet_options)}
         if self.style.text_parameters:
             groups["text"] = (list(self.style.text_parameters.values()), self.text_options)
-        optimizer = build_optimizer(groups)
-        schedule = build_schedule(optimizer, [options for _, options in groups.values()], self.steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return optimizer_and_schedule(groups, self.steps)
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
         """Clip each group by its own norm; a step whose gradients are not finite is skipped."""
-        norms = clip_groups(optimizer)
-        self.guard.decide(optimizer, norms, step=self.global_step)
-        self.log_dict({f"train/grad_norm_{name}": norm for name, norm in norms.items()})
-        self.log_dict({f"train/lr_{group['name']}": group["lr"] for group in optimizer.param_groups})
+        clip_and_guard(self, self.guard, optimizer)
 
     # -------------------------------------------------------------------------------------------------- checkpoints
 

@@ -13,13 +13,16 @@ from functools import partial
 from itertools import chain
 from typing import Literal, get_args
 
+import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
 from smsff.errors import UserError
+from smsff.training.nonfinite import StepGuard
 
 LrSchedule = Literal["constant", "cosine"]
 
@@ -138,3 +141,21 @@ def update_average(average: AveragedModel, model: nn.Module, *, decay: float, sk
     means, values = (chain(one.parameters(), one.buffers()) for one in (average.module, model))
     for mean, value in zip(means, values, strict=True):
         mean.lerp_(value, weight.to(mean))
+
+
+def optimizer_and_schedule(
+    groups: Mapping[str, tuple[Iterable[nn.Parameter], GroupOptions]], steps: int
+) -> OptimizerLRScheduler:
+    """What Lightning's ``configure_optimizers`` returns: `build_optimizer` with a schedule over `steps` steps."""
+    optimizer = build_optimizer(groups)
+    schedule = build_schedule(optimizer, [options for _, options in groups.values()], steps)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def clip_and_guard(module: pl.LightningModule, guard: StepGuard, optimizer: Optimizer) -> None:
+    """Clip each group by its own norm, skip the step if a gradient is not finite, log norms and learning rates."""
+    norms = clip_groups(optimizer)
+    guard.decide(optimizer, norms, step=module.global_step)
+    module.log_dict({f"train/grad_norm_{name}": norm for name, norm in norms.items()})
+    # as tensors of the main memory: a number would be sent to the device, which waits
+    module.log_dict({f"train/lr_{group['name']}": torch.tensor(group["lr"]) for group in optimizer.param_groups})
