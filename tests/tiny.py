@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import lightning.pytorch as pl
 import torch
 from gaussian import GaussianFakeScore, GaussianTeacher
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from smsff.method.gradient import Predict, Scores
 from smsff.method.module import StyleMatching
@@ -83,3 +86,28 @@ def tiny_batch(iteration: int = 0, *, size: int = 4, height: int = 8, width: int
         "position": torch.arange(size),
         "iteration": torch.full((size,), iteration),
     }
+
+
+def tiny_fit(
+    module: pl.LightningModule,
+    steps: int,
+    callbacks: Sequence[pl.Callback],
+    batches: Sequence[dict[str, Any]] | None = None,
+    **options: Any,
+) -> pl.Trainer:
+    """Train a module on tiny batches (by default `tiny_batch`), with nothing written and no bar."""
+    trainer = pl.Trainer(
+        max_steps=steps,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        callbacks=list(callbacks),
+        **options,
+    )
+    if batches is None:
+        batches = [tiny_batch(i) for i in range(steps * options.get("accumulate_grad_batches", 1))]
+    trainer.fit(module, DataLoader(batches, batch_size=None))  # type: ignore[arg-type]
+    return trainer

@@ -6,9 +6,8 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from gaussian import GaussianTeacher
-from tiny import TinyGenerator, given_scores, tiny_batch, tiny_module
+from tiny import TinyGenerator, given_scores, tiny_batch, tiny_fit, tiny_module
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from smsff.errors import UserError
 from smsff.generator.image import ImageGenerator, LatentGenerator
@@ -36,20 +35,7 @@ class Recorder(pl.Callback):
 
 def run(module: StyleMatching, steps: int, **options: Any) -> tuple[pl.Trainer, Recorder]:
     recorder = Recorder()
-    trainer = pl.Trainer(
-        max_steps=steps,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        callbacks=[recorder],
-        **options,
-    )
-    batches = options.get("accumulate_grad_batches", 1) * steps
-    trainer.fit(module, DataLoader([tiny_batch(i) for i in range(batches)], batch_size=None))
-    return trainer, recorder
+    return tiny_fit(module, steps, [recorder], **options), recorder
 
 
 def test_generator_reaches_the_style_of_a_gaussian_teacher_and_the_fake_follows() -> None:
@@ -244,22 +230,10 @@ def test_average_follows_the_weights_after_each_step() -> None:
     seen: list[Tensor] = []
 
     class Weights(pl.Callback):
-        def on_before_zero_grad(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
-            pass
-
         def on_train_batch_end(self, *_: Any, **__: Any) -> None:
             seen.append(module.generator.to_rgb.bias.detach().clone())
 
-    trainer = pl.Trainer(
-        max_steps=3,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[Weights()],
-    )
-    trainer.fit(module, DataLoader([tiny_batch(i) for i in range(3)], batch_size=None))
+    tiny_fit(module, 3, [Weights()])
     average = seen[0]
     for n, weights in enumerate(seen[1:], start=1):
         decay = min(0.5, (1 + n) / (10 + n))
@@ -313,11 +287,7 @@ def test_image_generator_stays_in_range() -> None:
         generator_options=GroupOptions(lr=0.5),
         steps=5,
     )
-    trainer = pl.Trainer(
-        max_steps=5, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False,
-    )  # fmt: skip
-    trainer.fit(module, DataLoader([{**batch, "iteration": torch.tensor([i])} for i in range(5)], batch_size=None))
+    tiny_fit(module, 5, [], [{**batch, "iteration": torch.tensor([i])} for i in range(5)])
     assert module.generator.value.abs().max() <= 1
 
 

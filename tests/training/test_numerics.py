@@ -7,9 +7,8 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from tiny import tiny_batch, tiny_module
+from tiny import tiny_fit, tiny_module
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from smsff.method.module import StyleMatching
 from smsff.method.warmup import ReconstructionWarmup
@@ -51,20 +50,7 @@ class BadAt(pl.Callback):
 
 
 def fit(module: StyleMatching, bad: BadAt, steps: int, **options: Any) -> pl.Trainer:
-    trainer = pl.Trainer(
-        max_steps=steps,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        callbacks=[bad],
-        **options,
-    )
-    batches = [tiny_batch(i) for i in range(steps * options.get("accumulate_grad_batches", 1))]
-    trainer.fit(module, DataLoader(batches, batch_size=None))
-    return trainer
+    return tiny_fit(module, steps, [bad], **options)
 
 
 @pytest.mark.parametrize("value", VALUES)

@@ -8,9 +8,8 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from tiny import tiny_batch, tiny_module
+from tiny import tiny_fit, tiny_module
 from torch import nn
-from torch.utils.data import DataLoader
 
 from smsff.errors import RunError
 from smsff.training.callbacks.bad_steps import BadSteps, image_names, remedy, told
@@ -37,17 +36,8 @@ class Spoil(pl.Callback):
 def fit(folder: Path, spoil: Spoil, limit: int) -> pl.Trainer:
     last = LastCheckpoint(path=folder / "last.ckpt")
     summary = RunSummary(path=folder / "metrics.json")
-    trainer = pl.Trainer(
-        max_steps=8,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=False,
-        callbacks=[spoil, BadSteps(path=folder / "bad_steps.json", limit=limit), summary, last],
-    )
-    trainer.fit(tiny_module(), DataLoader([tiny_batch(i) for i in range(8)], batch_size=None))
-    return trainer
+    bad = BadSteps(path=folder / "bad_steps.json", limit=limit)
+    return tiny_fit(tiny_module(), 8, [spoil, bad, summary, last])
 
 
 def test_some_skipped_steps_are_named_and_counted_and_the_run_goes_on(

@@ -10,8 +10,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.plugins.environments import SLURMEnvironment
-from tiny import tiny_batch, tiny_module
-from torch.utils.data import DataLoader
+from tiny import tiny_fit, tiny_module
 
 from smsff.errors import RunError
 from smsff.training.callbacks.checkpoint_io import SafeCheckpointIO
@@ -32,19 +31,7 @@ class SendAt(pl.Callback):
 
 
 def fit(callbacks: list[Any], steps: int = 6, **options: Any) -> pl.Trainer:
-    trainer = pl.Trainer(
-        max_steps=steps,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=False,
-        callbacks=callbacks,
-        **options,
-    )
-    batches = [tiny_batch(i) for i in range(steps * options.get("accumulate_grad_batches", 1))]
-    trainer.fit(tiny_module(), DataLoader(batches, batch_size=None))
-    return trainer
+    return tiny_fit(tiny_module(), steps, callbacks, **options)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
