@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import mmap
 import subprocess
 import time
 from collections.abc import Iterator
@@ -137,6 +138,8 @@ def test_a_disk_that_is_full_for_the_whole_run_folder(whole: Path, tmp_path: Pat
         training = Training(tmp_path / "run", environment={"FAULT_SLEEP": "0.05"})
         saved = tmp_path / "run" / "checkpoints" / "last.ckpt"
         assert training.wait_for(saved.exists), training.text()
+        with (tmp_path / "run" / "train.log").open("a") as log:  # to the end of its page, else its next lines find room
+            log.write("\n" * (-log.tell() % mmap.PAGESIZE))
         filler = fill(tmp_path / "run")
         for what in ("TableLogger could not be written", "last.ckpt could not be written"):
             assert training.wait_for(lambda: what in training.text()), training.text()  # noqa: B023
