@@ -1,7 +1,7 @@
 """What a configuration may name: the classes it may build, by place, and the functions it may call in ``${...}``.
 
 A configuration can come from a stranger: a file given with ``--config-dir``, the ``config.yaml`` of another run, an
-experiment that somebody sent. It must not be able to run code by itself, so a ``_target_`` is held against an exact
+experiment that somebody sent. It must not be able to run code by itself, so a ``_target_`` is compared with an exact
 list, and references that read the environment do not exist. The person at the keyboard can permit more, by name, in
 the environment variable ``SMSFF_ALLOW``: ``SMSFF_ALLOW=mypackage.networks,oc.env`` permits every target in
 ``mypackage.networks`` and the reference ``${oc.env:...}``.
