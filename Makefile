@@ -39,7 +39,7 @@ style-lora: $(READY) ## train a style LoRA on a known style and look whether it 
 	$(BIN)/python -m smsff.embedded.style_lora_gate measure --run $(RUN)/run
 
 test: $(READY) ## the test suite without the slow tests (ARGS= for pytest)
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(ARGS)
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses=4 --dist=worksteal $(ARGS)
 
 test-slow: $(READY) ## the slow tests alone
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow $(ARGS)

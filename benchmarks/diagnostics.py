@@ -100,7 +100,7 @@ def at_time(
         g_mean, mg_mean = g_mean + g / draws, mg_mean + m * g / draws
     with torch.enable_grad():
         leaf = z.clone().requires_grad_()
-        loss = module.objective.lambda_freq * module.regularizer(leaf, pictures.z_src, times).mean()
+        loss = module.regularizer(leaf, pictures.z_src, times).mean()
         pull = torch.autograd.grad(loss, leaf)[0] * z.numel() if loss.requires_grad else torch.zeros_like(z)
     found["spectrum"], way = [rms(pull)], pictures.z_true - z
     found["cosine"], found["cosine_relevance"] = [flat_cosine(-g_mean, way)], [flat_cosine(-mg_mean, way)]

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from smsff.method.denoising import DenoisingWeight, check_denoising_weight, denoising_loss, denoising_weight
+from smsff.method.denoising import DenoisingWeight, denoising_loss, denoising_weight
 from smsff.method.schedule import NoiseSchedule, scaled_linear_betas
 from smsff.teacher.condition import Condition
 
@@ -90,7 +90,7 @@ class GaussianFakeScore(nn.Module):
     ) -> None:
         super().__init__()
         self.schedule = teacher.schedule
-        self.loss_weight = check_denoising_weight(loss_weight)
+        self.loss_weight = loss_weight
         self.mean = nn.Parameter(torch.tensor(mean))
         self.log_std = nn.Parameter(torch.tensor(math.log(std)))
 

@@ -81,7 +81,7 @@ def test_the_official_objective_is_the_authors_code_switch_by_switch() -> None:
     plain = composed("experiment=sms_official")
     assert plain["objective"]["weight"] == "posterior_variance"
     assert plain["objective"]["style_guidance"] == plain["objective"]["fake_guidance"] == 4.5
-    assert plain["objective"]["lambda_freq"] == 5e-4
+    assert plain["regularizer"]["lambda_freq"] == 5e-4
     assert plain["regularizer"]["norm"] == "l1"
     assert plain["regularizer"]["t_scale"] == 500
     assert plain["relevance"]["reduce"] == "abs_mean"
@@ -112,9 +112,8 @@ METHOD = {
         "objective.weight": "posterior_variance",
         "objective.style_guidance": 4.5,
         "objective.fake_guidance": 4.5,
-        "objective.lambda_freq": 5e-4,
     },
-    "regularizer/spectrum.yaml": {"norm": "l1", "t_scale": 500, "cutoff": "exact"},
+    "regularizer/spectrum.yaml": {"lambda_freq": 5e-4, "norm": "l1", "t_scale": 500, "cutoff": "exact"},
     "relevance/semantic.yaml": {
         "_target_": "smsff.method.relevance.SemanticRelevance",
         "reduce": "abs_mean",
@@ -184,10 +183,10 @@ def test_a_picture_on_stable_diffusion_has_the_authors_optimizer() -> None:
 
 def test_pixel_art_has_a_lambda_of_its_own_where_the_authors_have() -> None:
     lambdas = {
-        o: composed("style=pixel_art", f"objective={o}")["objective"]["lambda_freq"] for o in ("sms", "sms_paper")
+        o: composed("style=pixel_art", f"objective={o}")["regularizer"]["lambda_freq"] for o in ("sms", "sms_paper")
     }
     assert lambdas == {"sms": 2e-4, "sms_paper": 0.1}
-    assert composed("style=pixel_art", "objective=sms_official")["objective"]["lambda_freq"] == 2e-4
+    assert composed("style=pixel_art", "objective=sms_official")["regularizer"]["lambda_freq"] == 2e-4
 
 
 ROWS = {
@@ -242,7 +241,10 @@ def test_the_command_line_beats_a_preset() -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["+objective.lambda_frek=1"], r"objective\.lambda_frek.*nearest: objective\.lambda_freq|nearest: lambda_freq"),
+        (
+            ["+regularizer.lambda_frek=1"],
+            r"regularizer\.lambda_frek.*nearest: regularizer\.lambda_freq|nearest: lambda_freq",
+        ),
         (["+sede=1"], r"sede.*nearest: seed"),
         (["+trainer.devicess=1"], r"trainer\.devicess.*nearest: devices"),
         (["+style.page2=x"], r"style\.page2.*nearest: page"),
@@ -252,11 +254,16 @@ def test_the_command_line_beats_a_preset() -> None:
         (["+callbacks.samples.images=1"], r"callbacks\.samples\.images.*nearest: max_images"),
         (["seed=abc"], r"seed='abc'.*int"),
         (["steps=1.5"], r"steps=1\.5.*int"),
-        (["objective.lambda_freq=much"], r"objective\.lambda_freq='much'.*float"),
+        (["regularizer.lambda_freq=much"], r"regularizer\.lambda_freq='much'.*float"),
         (["objective.normalize=1"], r"objective\.normalize=1.*bool"),
         (["relevance=semantic", "relevance.reduce=max"], r"relevance\.reduce='max'.*mean_abs, abs_mean"),
         (["fake_score.target_modules=to_q"], r"fake_score\.target_modules='to_q'"),
         (["data.scale=[a,b]"], r"data\.scale"),
+        (["speed.compile=[vae]"], r"speed\.compile.*vae.*generator"),
+        (["timesteps.per=epoch"], r"timesteps\.per='epoch'.*batch"),
+        (["pullback=both"], r"pullback='both'.*encoder, decoder"),
+        (["objective.stride=0", "objective=pds"], r"objective\.stride=0.*at least 1"),
+        (["fake_score.loss_weight=snr"], r"fake_score\.loss_weight='snr'"),
         (["steps=0"], r"steps=0.*at least 1"),
         (["trainer.precision=16-mixed"], r"trainer\.precision=16-mixed.*bf16-mixed"),
         (["generator._target_=os.system"], r"generator\._target_=os\.system: not a target of this place.*SMSFF_ALLOW"),
@@ -275,7 +282,7 @@ def test_what_is_wrong_is_refused_by_name(overrides: Sequence[str], message: str
         ("style=gibli", "nearest: ghibli"),
         ("stlye=cel", "nearest: style"),
         ("trainer.devicess=2", r"nearest: trainer\.devices"),
-        ("objective.lamda_freq=2", r"nearest: objective\.lambda_freq"),
+        ("regularizer.lamda_freq=2", r"nearest: regularizer\.lambda_freq"),
         ("a=b=[", "a"),
     ],
 )
@@ -427,6 +434,14 @@ def chosen(*groups: str) -> dict[str, Any]:
         ([], {"steps": 7, "trainer.max_steps": 7, "warmup.steps": 7}, r"steps=7 must be more than warmup\.steps=7"),
         ([], {"timesteps.t_min": 400, "timesteps.t_max": 300}, r"timesteps\.t_min=400 is above timesteps\.t_max=300"),
         ([], {"fake_timesteps.t_min": 301, "fake_timesteps.t_max": 300}, r"fake_timesteps\.t_min=301 is above"),
+        ([], {"timesteps.grid": "odd", "timesteps.t_min": 20}, r"timesteps\.grid=odd needs odd bounds, not t_min=20"),
+        ([], {"optimizer.fake.betas": [0.9]}, r"optimizer\.fake\.betas=\[0\.9\]: must be two numbers"),
+        (
+            ["experiment=style_lora", "data.root=x", "lora.merged=true"],
+            {"lora.gradient_checkpointing": True},
+            r"lora\.merged=true with lora\.gradient_checkpointing=true",
+        ),
+        ([], {"speed.share_draw": True, "fake_draws": 2}, r"speed\.share_draw=true and fake_draws=2"),
         ([], {"timesteps.t_max": 1000}, r"timesteps\.t_max=1000: must be at least 0 and at most 999"),
         ([], {"data.crop_size": 8}, r"data\.crop_size=8 is less than 16, one cell of the generator"),
         ([], {"data.scale": [0.5, 0.2]}, r"data\.scale=\[0\.5, 0\.2\]: must be two numbers"),

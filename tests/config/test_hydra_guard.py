@@ -79,7 +79,7 @@ def test_hydra_does_nothing_for_a_stranger(tmp_path: Path, text: str, message: s
     [
         ("generator: {_target_: os.system, command: touch FILE}", r"generator\._target_=os\.system"),
         ("data: {root: {_target_: os.system, command: touch FILE}}", r"data\.root="),
-        ("objective: {lambda_freq: {_target_: os.system, command: touch FILE}}", r"objective\.lambda_freq"),
+        ("regularizer: {lambda_freq: {_target_: os.system, command: touch FILE}}", r"regularizer\.lambda_freq"),
         ("callbacks: {x: {_target_: torch.load, f: FILE}}", r"callbacks\.x\._target_=torch\.load"),
         ("callbacks: {x: {_target_: torch.hub.load, repo_or_dir: FILE}}", r"torch\.hub\.load"),
         ("callbacks: {x: {_target_: smsff.training.callbacks.summary.write_json, path: FILE}}", r"write_json"),

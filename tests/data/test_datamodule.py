@@ -255,7 +255,7 @@ def test_of_very_many_unreadable_images_the_first_are_named(tmp_path: Path, capl
     assert "30 more" in caplog.text
 
 
-@pytest.mark.parametrize(("parent", "status"), [(os.getpid(), 7), (1, 1)])
+@pytest.mark.parametrize(("parent", "status"), [(os.getpid(), 7), (1, 1)], ids=["alive", "gone"])
 def test_a_worker_whose_training_is_gone_before_it_starts_ends(parent: int, status: int) -> None:
     child = os.fork()
     if child == 0:

@@ -55,6 +55,7 @@ def test_all(watched: fuzz_watch.Watched, kind: str) -> None:
     assert counts["injected"] >= fuzz_run.FULL[kind]
 
 
+@pytest.mark.slow
 def test_the_watcher_sees_what_it_should(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A watcher that reports nothing would make every case a good one."""
     monkeypatch.setattr(fuzz_watch, "work", misbehave)

@@ -3,7 +3,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from smsff.errors import UserError
 from smsff.method.denoising import denoising_loss, denoising_weight
 
 SHAPE = (3, 4, 5, 7)
@@ -31,8 +30,3 @@ def test_value_and_gradient(kind: str, power: int) -> None:
 
 def test_exact_prediction_costs_nothing() -> None:
     assert torch.equal(denoising_loss(draw(0), draw(0), torch.ones_like(ALPHA_BAR)), torch.zeros(3).double())
-
-
-def test_unknown_weight() -> None:
-    with pytest.raises(UserError, match=r"fake_score\.loss_weight='snr'"):
-        denoising_weight("snr", ALPHA_BAR)  # type: ignore[arg-type]

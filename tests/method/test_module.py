@@ -16,7 +16,7 @@ from smsff.method.draws import Draws
 from smsff.method.module import StyleMatching
 from smsff.method.prompts import Prompts
 from smsff.method.relevance import UniformRelevance
-from smsff.method.sms import StyleMatchingObjective
+from smsff.method.spectrum import NoRegularizer
 from smsff.method.timesteps import Narrowing, Uniform
 from smsff.method.warmup import ReconstructionWarmup
 from smsff.teacher.condition import Condition
@@ -39,12 +39,12 @@ def run(module: StyleMatching, steps: int, **options: Any) -> tuple[pl.Trainer, 
 
 
 def test_generator_reaches_the_style_of_a_gaussian_teacher_and_the_fake_follows() -> None:
-    # lambda 0: the fixed point is the style's mean, 2.
+    # without the spectrum term the fixed point is the style's mean, 2.
     module = tiny_module(
         warmup=ReconstructionWarmup(steps=0),
         steps=250,
         relevance=UniformRelevance(),
-        objective=StyleMatchingObjective(lambda_freq=0.0),
+        regularizer=NoRegularizer(),
         generator_options=GroupOptions(lr=2e-2),
         fake_options=GroupOptions(lr=2e-2),
     )
@@ -148,14 +148,9 @@ def test_the_decoders_way_follows_a_decoder_that_is_not_the_encoders_inverse() -
     y = torch.randn(2, 3, 6, 9, dtype=torch.float64, requires_grad=True)
     canvas, offset = PixelCanvas(latent, pullback="decoder"), torch.zeros(2, 2, dtype=torch.long)
     z = canvas.encode(y, offset)
-    canvas.pull_back(0.5 * z.square().mean(), z, y, offset).backward()
+    canvas.output_loss(0.5 * z.square().mean(), z, y, offset).backward()
     torch.testing.assert_close(y.grad, 3 * z.detach() / z.numel())
     assert z.grad is None
-
-
-def test_an_unknown_way_back_to_the_picture_is_refused() -> None:
-    with pytest.raises(UserError, match="pullback='both' is not one of encoder, decoder"):
-        tiny_module(pullback="both")
 
 
 def test_duplicating_the_batch_changes_neither_loss_nor_gradient() -> None:
@@ -189,8 +184,6 @@ def test_an_offset_is_below_its_bound_and_keyed_by_position() -> None:
     assert torch.equal(part.offset(8), offset[2:])
     assert len({tuple(o) for o in offset.tolist()}) > 1
     assert not draws.offset(1).any()
-    with pytest.raises(UserError, match="grid_jitter=0"):
-        tiny_module(grid_jitter=0)
 
 
 def test_target_and_source_get_the_same_noise_and_time() -> None:
@@ -337,15 +330,6 @@ def test_a_checkpoint_that_does_not_fit_is_refused() -> None:
         module.on_load_checkpoint({"state_dict": {**checkpoint["state_dict"], "fake.extra": torch.zeros(1)}})
     with pytest.raises(UserError, match=r"shape.*features"):
         tiny_module(generator=TinyGenerator(width=5)).on_load_checkpoint(checkpoint)
-
-
-@pytest.mark.parametrize(
-    ("changes", "key"),
-    [({"steps": 2}, "steps"), ({"fake_draws": 0}, "fake_draws"), ({"ema_decay": 1.0}, "ema_decay")],
-)
-def test_impossible_numbers_are_refused(changes: dict[str, Any], key: str) -> None:
-    with pytest.raises(UserError, match=key):
-        tiny_module(**changes)
 
 
 def test_prompts_are_filled_in_and_unknown_fields_refused() -> None:

@@ -68,7 +68,7 @@ def test_every_preset_takes_other_timesteps_a_spectrum_term_and_a_relevance_map(
     check_config(plain)
     assert plain["regularizer"]["_target_"].endswith("SpectrumRegularizer")
     assert plain["relevance"]["_target_"].endswith("SemanticRelevance")
-    assert plain["objective"]["lambda_freq"] > 0
+    assert plain["regularizer"]["lambda_freq"] > 0
 
 
 def test_presets_are_the_numbers_of_their_sources() -> None:
@@ -140,14 +140,14 @@ def counted(objective: Objective, **changes: Any) -> tuple[StyleMatching, dict[s
 @pytest.mark.parametrize(
     ("objective", "passes"),
     [  # for each sample, with the numbers of the presets; the loss of the fake is one of its passes
-        (ScoreDistillation(lambda_freq=0.0), {"style": 2}),
-        (DeltaDenoising(lambda_freq=0.0), {"style": 2, "base": 2}),
-        (DeltaDenoising(lambda_freq=0.0, reference="style"), {"style": 4}),
-        (PosteriorDistillation(lambda_freq=0.0), {"style": 2, "base": 2}),
-        (StyleMatchingObjective(lambda_freq=0.0, style_guidance=7.5), {"style": 2, "fake": 2}),
-        (StyleMatchingObjective(lambda_freq=0.0), {"style": 1, "fake": 2}),
-        (StyleMatchingObjective(lambda_freq=0.0, style_guidance=4.5, fake_guidance=4.5), {"style": 2, "fake": 3}),
-        (ScoreDistillation(lambda_freq=0.0, style_guidance=1.0), {"style": 1}),
+        (ScoreDistillation(), {"style": 2}),
+        (DeltaDenoising(), {"style": 2, "base": 2}),
+        (DeltaDenoising(reference="style"), {"style": 4}),
+        (PosteriorDistillation(), {"style": 2, "base": 2}),
+        (StyleMatchingObjective(style_guidance=7.5), {"style": 2, "fake": 2}),
+        (StyleMatchingObjective(), {"style": 1, "fake": 2}),
+        (StyleMatchingObjective(style_guidance=4.5, fake_guidance=4.5), {"style": 2, "fake": 3}),
+        (ScoreDistillation(style_guidance=1.0), {"style": 1}),
     ],
 )
 def test_scores_that_are_not_needed_are_not_computed(objective: Objective, passes: dict[str, int]) -> None:
@@ -182,7 +182,7 @@ def test_the_generator_gets_the_gradient_of_the_objective_times_the_relevance(na
         def __call__(self, eps_edit: Tensor, eps_null: Tensor) -> Tensor:
             return super().__call__(eps_edit, eps_null) / 2
 
-    objective = CLASSES[name](lambda_freq=0.0)
+    objective = CLASSES[name]()
     module, _ = counted(objective, relevance=Half())
     original = type(objective).gradient
 
@@ -191,7 +191,7 @@ def test_the_generator_gets_the_gradient_of_the_objective_times_the_relevance(na
             seen["g"] = original(self, *args)
             return seen["g"]
 
-    module.objective = Watched(lambda_freq=0.0)
+    module.objective = Watched()
     batch = tiny_batch()
     y = batch["image"].clone().requires_grad_()
     module.generator.forward = lambda x: y  # type: ignore[method-assign]
@@ -203,7 +203,7 @@ def test_the_generator_gets_the_gradient_of_the_objective_times_the_relevance(na
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_a_fake_is_trained_only_where_one_is_needed(name: str) -> None:
-    module = tiny_module(objective=CLASSES[name](lambda_freq=0.0))
+    module = tiny_module(objective=CLASSES[name]())
     groups = [group["name"] for group in module.configure_optimizers()["optimizer"].param_groups]  # type: ignore
     assert groups == (["generator", "fake"] if name in WITH_FAKE else ["generator"])
     assert any(key.startswith("fake.") for key in module.state_dict()) is (name in WITH_FAKE)
@@ -214,14 +214,14 @@ def test_a_checkpoint_with_a_fake_does_not_fit_a_run_without_one() -> None:
     checkpoint: dict[str, Any] = {"state_dict": tiny_module().state_dict()}
     tiny_module().on_save_checkpoint(checkpoint)
     with pytest.raises(UserError, match=r"unknown.*fake\..*another generator, objective or fake_score"):
-        tiny_module(objective=ScoreDistillation(lambda_freq=0.0)).on_load_checkpoint(checkpoint)
+        tiny_module(objective=ScoreDistillation()).on_load_checkpoint(checkpoint)
 
 
 def test_an_objective_that_asks_for_a_fake_it_did_not_order_is_told() -> None:
     class Wrong(StyleMatchingObjective):
         needs_fake = False
 
-    module, _ = counted(Wrong(lambda_freq=0.0))
+    module, _ = counted(Wrong())
     with pytest.raises(RuntimeError, match="needs_fake = False"):
         module.training_step(tiny_batch(), 0)
 

@@ -3,7 +3,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from smsff.errors import UserError
 from smsff.method.relevance import SemanticRelevance, UniformRelevance, minmax, relevance_map
 
 SHAPE = (3, 4, 5, 7)
@@ -76,10 +75,3 @@ def test_runs_without_reading_values_back() -> None:
     """On the meta device any look at a value raises, as a host sync would on a GPU."""
     eps = torch.empty(SHAPE, device="meta")
     assert SemanticRelevance(normalize="minmax_mean")(eps, eps).shape == (3, 1, 5, 7)
-
-
-def test_refusals() -> None:
-    with pytest.raises(UserError, match=r"relevance\.reduce='max'"):
-        SemanticRelevance(reduce="max")  # type: ignore[arg-type]
-    with pytest.raises(UserError, match=r"relevance\.normalize='softmax'"):
-        SemanticRelevance(normalize="softmax")  # type: ignore[arg-type]

@@ -8,7 +8,6 @@ from closed_forms import SHAPE, draw
 from tiny import given_scores
 from torch import Tensor
 
-from smsff.errors import UserError
 from smsff.method.gradient import Noised, gradient_weight, latent_surrogate
 from smsff.method.schedule import NoiseSchedule, scaled_linear_betas
 from smsff.method.sms import StyleMatchingObjective
@@ -21,7 +20,7 @@ def gradient(
     schedule: NoiseSchedule, *, style: Tensor, fake: Tensor, z: Tensor | None = None, **options: Any
 ) -> Tensor:
     z = draw(2) if z is None else z
-    objective = StyleMatchingObjective(**{"lambda_freq": 0.0, **options})
+    objective = StyleMatchingObjective(**options)
     return objective.gradient(given_scores(style=style, fake=fake), Noised(z, draw(7), draw(3), T, schedule))
 
 
@@ -61,14 +60,14 @@ def test_each_prediction_gets_its_guidance_scale(schedule: NoiseSchedule) -> Non
     def scaled(z_t: Tensor, t: Tensor, *, scale: float) -> Tensor:
         return torch.full_like(z_t, scale)
 
-    objective = StyleMatchingObjective(lambda_freq=0.0, weight="uniform", style_guidance=7.0, fake_guidance=3.0)
+    objective = StyleMatchingObjective(weight="uniform", style_guidance=7.0, fake_guidance=3.0)
     g = objective.gradient(given_scores(style=scaled, fake=scaled), Noised(draw(0), draw(1), draw(2), T, schedule))
     assert g.unique().tolist() == [4.0]
 
 
 def test_duplicating_the_batch_changes_no_sample(schedule: NoiseSchedule) -> None:
     """A weight shared by all samples gets the same gradient from a batch and from that batch twice."""
-    objective = StyleMatchingObjective(lambda_freq=0.0, normalize=True)
+    objective = StyleMatchingObjective(normalize=True)
 
     def weight_gradient(copies: int) -> Tensor:
         weight = torch.ones(4, 1, 1, dtype=torch.float64, requires_grad=True)
@@ -88,14 +87,6 @@ def test_runs_without_reading_values_back() -> None:
     z = torch.empty(SHAPE, device="meta")
     t = torch.empty(3, dtype=torch.long, device="meta")
     for weight in WEIGHTS:
-        objective = StyleMatchingObjective(lambda_freq=0.0, weight=weight, normalize=True)  # type: ignore[arg-type]
+        objective = StyleMatchingObjective(weight=weight, normalize=True)  # type: ignore[arg-type]
         g = objective.gradient(given_scores(style=z, fake=z), Noised(z, z, z, t, schedule))
         assert latent_surrogate(z, g).shape == (3,)
-
-
-def test_refusals() -> None:
-    with pytest.raises(UserError, match=r"objective\.weight='snr'"):
-        StyleMatchingObjective(lambda_freq=1.0, weight="snr")  # type: ignore[arg-type]
-    for name in ("lambda_freq", "style_guidance", "fake_guidance"):
-        with pytest.raises(UserError, match=rf"objective\.{name}=-1"):
-            StyleMatchingObjective(**{"lambda_freq": 1.0, name: -1.0})  # type: ignore[arg-type]

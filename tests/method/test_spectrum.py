@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from smsff.errors import UserError
 from smsff.method.spectrum import NoRegularizer, SpectrumRegularizer, dct_2d, dct_matrix, idct_2d, low_pass_mask
 
 SIZES = [(1, 1), (1, 6), (5, 7), (8, 8), (12, 9), (33, 64)]
@@ -181,12 +180,3 @@ def test_runs_without_reading_values_back() -> None:
 
 def test_none() -> None:
     assert torch.equal(NoRegularizer()(draw(0), draw(1), torch.zeros(3).long()), torch.zeros(3).double())
-
-
-def test_refusals() -> None:
-    with pytest.raises(UserError, match=r"regularizer\.norm='huber'"):
-        SpectrumRegularizer(norm="huber")  # type: ignore[arg-type]
-    with pytest.raises(UserError, match=r"regularizer\.cutoff='width'"):
-        SpectrumRegularizer(cutoff="width")  # type: ignore[arg-type]
-    with pytest.raises(UserError, match=r"regularizer\.t_scale=0"):
-        SpectrumRegularizer(t_scale=0)

@@ -2,13 +2,11 @@ from __future__ import annotations
 
 from collections import Counter
 from itertools import pairwise
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from smsff.errors import UserError
 from smsff.method.timesteps import Annealing, Dropping, Narrowing, Uniform, uniform_integers
 
 TOTAL = 500
@@ -97,22 +95,6 @@ def test_runs_without_reading_values_back() -> None:
         assert sampler(u, 1, TOTAL).shape == (3,)
 
 
-@pytest.mark.parametrize("make", [Narrowing, Uniform, Annealing])
-def test_bounds_out_of_order(make: type[Narrowing]) -> None:
-    with pytest.raises(UserError, match="t_min=500, t_max=20"):
-        make(t_min=500, t_max=20)
-
-
-@pytest.mark.parametrize("make", [Narrowing, Uniform])
-def test_refusals(make: type[Narrowing]) -> None:
-    with pytest.raises(UserError, match=r"timesteps\.per='epoch'"):
-        make(per="epoch")  # type: ignore[arg-type]
-    with pytest.raises(UserError, match=r"timesteps\.grid='even'"):
-        make(grid="even")  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="odd bounds"):
-        make(t_min=20, t_max=499, grid="odd")
-
-
 @pytest.mark.parametrize(("iteration", "upper"), [(0, 980), (99, 980), (100, 500), (499, 500)])
 def test_dropping_bounds(iteration: int, upper: int) -> None:
     sampler = Dropping(t_min=20, t_max=980, t_max_late=500, drop_at=0.2)
@@ -126,17 +108,3 @@ def test_dropping_takes_the_options_of_the_others() -> None:
     assert set(sampler(torch.tensor([0.5, 0.1]), 0, TOTAL).tolist()) == {61}
     each = Dropping(t_min=21, t_max=99, t_max_late=41, grid="odd")
     assert set(each(grid_u(), TOTAL, TOTAL).tolist()) == set(range(21, 42, 2))
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"t_max": 100, "t_max_late": 101}, "t_max_late=101 is above"),
-        ({"t_min": 50, "t_max_late": 40}, "t_max=40"),
-        ({"drop_at": 1.5}, r"drop_at=1\.5"),
-        ({"per": "image"}, "per='image'"),
-    ],
-)
-def test_dropping_refusals(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        Dropping(**options)

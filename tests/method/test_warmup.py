@@ -3,7 +3,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from smsff.errors import UserError
 from smsff.method.warmup import ReconstructionWarmup
 
 
@@ -27,10 +26,3 @@ def test_loss_of_each_sample(loss: str, power: int) -> None:
     (gradient,) = torch.autograd.grad(value.sum(), y)
     assert (gradient != 0).all()
     assert torch.equal(warmup.loss(x, x), torch.zeros(2, dtype=torch.float64))
-
-
-def test_refusals() -> None:
-    with pytest.raises(UserError, match=r"warmup\.steps=-1"):
-        ReconstructionWarmup(steps=-1)
-    with pytest.raises(UserError, match=r"warmup\.loss='lpips'"):
-        ReconstructionWarmup(steps=1, loss="lpips")  # type: ignore[arg-type]

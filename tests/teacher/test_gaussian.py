@@ -83,7 +83,7 @@ def test_whole_loop_moves_the_output_to_the_style() -> None:
     teacher = GaussianTeacher(mean_style=2.0)
     fake = GaussianFakeScore(teacher)
     shift = torch.nn.Parameter(torch.zeros(()))
-    objective = StyleMatchingObjective(lambda_freq=0.0, weight="x0")
+    objective = StyleMatchingObjective(weight="x0")
     optimizer = torch.optim.Adam([{"params": [shift], "lr": 0.02}, {"params": fake.parameters(), "lr": 0.1}])
     generator = torch.Generator().manual_seed(0)
     shape = (8, 3, 6, 8)

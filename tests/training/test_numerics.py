@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from smsff.method.module import StyleMatching
 from smsff.method.warmup import ReconstructionWarmup
-from smsff.training.nonfinite import Evidence, Outcome, StepGuard, nonfinite, origin, spread
+from smsff.training.nonfinite import Evidence, Outcome, StepGuard, all_nan_unless_finite, nonfinite, origin
 from smsff.training.optimizer import GroupOptions, build_optimizer, update_average
 
 VALUES = [float("nan"), float("inf"), float("-inf")]
@@ -135,10 +135,10 @@ def test_gradients_so_large_that_their_norm_overflows_are_a_bad_step() -> None:
 
 def test_a_loss_that_is_not_finite_spoils_every_gradient_and_a_finite_one_none() -> None:
     weight = torch.tensor([2.0, 3.0], requires_grad=True)
-    spread((weight**2).sum() + torch.tensor(float("inf"))).backward()
+    all_nan_unless_finite((weight**2).sum() + torch.tensor(float("inf"))).backward()
     assert torch.isnan(weight.grad).all()  # type: ignore[arg-type]
     weight.grad = None
-    spread((weight**2).sum()).backward()
+    all_nan_unless_finite((weight**2).sum()).backward()
     assert torch.equal(weight.grad, torch.tensor([4.0, 6.0]))  # type: ignore[arg-type]
 
 

@@ -195,14 +195,14 @@ def test_help_and_wrong_names_on_the_command_line(tmp_path: Path) -> None:
 
 
 def test_a_sweep_leaves_one_complete_folder_for_each_job(tiny: list[str], tmp_path: Path) -> None:
-    sweep = ["-m", "seed=0,1", "objective.lambda_freq=0.1,1", f"run_dir={tmp_path / 'sweep'}"]
+    sweep = ["-m", "seed=0,1", "regularizer.lambda_freq=0.1,1", f"run_dir={tmp_path / 'sweep'}"]
     finished(command(*sweep, *tiny, *NETWORK, "steps=2", cwd=tmp_path))
     jobs = sorted(path for path in (tmp_path / "sweep").iterdir() if path.is_dir())
     assert [job.name for job in jobs] == ["0", "1", "2", "3"]
     settings = []
     for job in jobs:
         config = OmegaConf.load(job / "config.yaml")
-        settings.append((config.seed, config.objective.lambda_freq))
+        settings.append((config.seed, config.regularizer.lambda_freq))
         assert json.loads((job / "metrics.json").read_text())["status"] == "finished"
         assert (job / "checkpoints" / "last.ckpt").is_file()
         assert (job / "samples" / "step_000002.png").is_file()

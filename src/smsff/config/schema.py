@@ -210,14 +210,14 @@ ARGUMENTS: dict[str, Key] = {
     "generator.head_width": Key("channels at full resolution; three of them are the input", Range(4, 4096)),
     "generator.width": Key("channels at full resolution", RANK),
     "generator.blocks": Key("residual blocks", Range(0, 64)),
-    "objective.lambda_freq": Key("lambda, weight of the spectrum term", WEIGHT),
     "objective.weight": Key("w(t), factor on the difference of scores"),
     "objective.style_guidance": Key("classifier-free guidance of the style score; 1: conditional only", WEIGHT),
     "objective.fake_guidance": Key("classifier-free guidance of the fake score; 1: conditional only", WEIGHT),
     "objective.source_guidance": Key("classifier-free guidance of the reference on the source", WEIGHT),
     "objective.normalize": Key("divide each sample's gradient by DMD's normaliser"),
     "objective.reference": Key("score of the source: base, or style (the style model under the source prompt)"),
-    "objective.stride": Key("between the two timesteps; with 1 nothing holds on to the source", WEIGHT),
+    "objective.stride": Key("between the two timesteps; with 1 nothing holds on to the source", COUNT),
+    "regularizer.lambda_freq": Key("lambda, weight of the spectrum term", WEIGHT),
     "regularizer.norm": Key("l1: absolute difference (the authors' code), l2: squared difference (the paper)"),
     "regularizer.t_scale": Key("t from which on all frequencies are kept", Range(1, 1_000_000)),
     "regularizer.cutoff": Key("exact, or last_axis (the authors' code, right on squares alone)"),
@@ -227,7 +227,7 @@ ARGUMENTS: dict[str, Key] = {
     "*timesteps.t_max": Key("largest t (where it narrows, at the start)", TIMESTEP),
     "*timesteps.per": Key("batch: one t for the whole batch; sample: one for each picture"),
     "*timesteps.grid": Key("all: every t; odd: only odd ones, as a grid of every second step"),
-    "timesteps.t_max_late": Key("largest t from drop_at on", TIMESTEP),
+    "timesteps.t_max_late": Key("largest t from drop_at on, if t_max is not less", TIMESTEP),
     "timesteps.drop_at": Key("share of the run after which t_max_late holds", SHARE),
     "timesteps.power": Key("1: uniform; above 1 more of the small t", Range(1, 100)),
     "fake_score.rank": Key("of the LoRA", RANK),
@@ -459,6 +459,9 @@ def _timesteps(plain: Plain) -> None:
         low, high = node.get("t_min"), node.get("t_max")
         if low is not None and high is not None and low > high:
             raise UserError(f"{name}.t_min={low} is above {name}.t_max={high}")
+        bounds = {key: node[key] for key in ("t_min", "t_max", "t_max_late") if key in node}
+        if node.get("grid") == "odd" and not all(t % 2 for t in bounds.values()):
+            raise UserError(f"{name}.grid=odd needs odd bounds, not {_keys(bounds)}")
     stride, low = plain.get("objective", {}).get("stride", 0), plain["timesteps"].get("t_min", 0)
     if stride > low:
         raise UserError(f"objective.stride={stride} is more than timesteps.t_min={low}: t - stride must not be below 0")
@@ -486,6 +489,24 @@ def _shared_draw(plain: Plain) -> None:
         )
 
 
+def _keys(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in values.items())
+
+
+def _optimizer(plain: Plain) -> None:
+    for name, node in plain["optimizer"].items():
+        if len(node.get("betas", (0, 0))) != 2:
+            raise UserError(f"optimizer.{name}.betas={node['betas']}: must be two numbers")
+
+
+def _lora(plain: Plain) -> None:
+    if (lora := plain.get("lora") or {}).get("merged") and lora.get("gradient_checkpointing"):
+        raise UserError(
+            "lora.merged=true with lora.gradient_checkpointing=true: the weights are merged for the forward pass "
+            "alone, and checkpointing needs them again; choose one"
+        )
+
+
 def _places(plain: Plain) -> None:
     """What a run writes lies in its folder."""
     run_dir = Path(plain["run_dir"]).absolute().resolve()
@@ -509,5 +530,5 @@ def check_contradictions(plain: Plain) -> None:
     Raises:
         UserError: names the keys, their values, and what would agree.
     """
-    for check in (_trainer, _one_picture, _length, _timesteps, _sizes, _shared_draw, _places):
+    for check in (_trainer, _one_picture, _length, _timesteps, _sizes, _shared_draw, _optimizer, _lora, _places):
         check(plain)

@@ -9,12 +9,11 @@ picture by the difference; the encoder then needs no backward pass.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, Protocol, get_args
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from smsff.errors import UserError
 from smsff.method.gradient import latent_surrogate
 from smsff.teacher.latent import translate
 from smsff.teacher.score import LatentCoder
@@ -40,8 +39,8 @@ class Canvas(Protocol):
         """Latents (B, C, h, w) of what the generator was given or returned, differentiable."""
         ...
 
-    def pull_back(self, loss: Tensor, z: Tensor, y: Tensor, offset: Tensor) -> Tensor:
-        """A scalar loss of z = encode(y, offset) as one whose gradient reaches y."""
+    def output_loss(self, loss: Tensor, z: Tensor, y: Tensor, offset: Tensor) -> Tensor:
+        """A scalar loss of z = encode(y, offset), in a form whose gradient reaches the generator's output y."""
         ...
 
     def picture(self, network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -50,17 +49,11 @@ class Canvas(Protocol):
 
 
 class PixelCanvas:
-    """For generators that map pictures to pictures.
-
-    Raises:
-        UserError: an unknown `pullback`.
-    """
+    """For generators that map pictures to pictures."""
 
     needs_encoder = True
 
     def __init__(self, latent: LatentCoder, *, pullback: Pullback = "encoder") -> None:
-        if pullback not in get_args(Pullback):
-            raise UserError(f"pullback={pullback!r} is not one of {', '.join(get_args(Pullback))}")
         self.latent, self.pullback = latent, pullback
 
     @property
@@ -77,7 +70,7 @@ class PixelCanvas:
             z = self.latent.encode(translate(y, offset))
         return z.requires_grad_()
 
-    def pull_back(self, loss: Tensor, z: Tensor, y: Tensor, offset: Tensor) -> Tensor:
+    def output_loss(self, loss: Tensor, z: Tensor, y: Tensor, offset: Tensor) -> Tensor:
         if self.pullback == "encoder":
             return loss
         (gradient,) = torch.autograd.grad(loss, z)
@@ -114,7 +107,7 @@ class LatentCanvas:
     def encode(self, y: Tensor, offset: Tensor) -> Tensor:
         return y
 
-    def pull_back(self, loss: Tensor, z: Tensor, y: Tensor, offset: Tensor) -> Tensor:
+    def output_loss(self, loss: Tensor, z: Tensor, y: Tensor, offset: Tensor) -> Tensor:
         return loss
 
     def picture(self, network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

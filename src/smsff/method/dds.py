@@ -18,8 +18,6 @@ from smsff.method.gradient import (
     GradientWeight,
     Noised,
     Scores,
-    check_choice,
-    check_not_negative,
     gradient_weight,
 )
 
@@ -38,28 +36,18 @@ def edit_direction(
 class DeltaDenoising:
     """
     Attributes:
-        lambda_freq: Weight of the spectrum term, which the source does not have.
         weight: w(t), see `gradient_weight`.
         style_guidance, source_guidance: Guidance scales of the two predictions; the source has one for both.
         reference: Which model sees the source. The publication has one model and two prompts, which is ``style``; with
             ``base`` the style LoRA is in the difference too.
-
-    Raises:
-        UserError: unknown weight or reference, negative scale or negative lambda_freq.
     """
 
     needs_fake: ClassVar[bool] = False
 
-    lambda_freq: float
     weight: GradientWeight = "uniform"
     style_guidance: float = 7.5
     source_guidance: float = 7.5
     reference: Reference = "base"
-
-    def __post_init__(self) -> None:
-        check_choice(self, "weight", GradientWeight)
-        check_choice(self, "reference", Reference)
-        check_not_negative(self, "lambda_freq", "style_guidance", "source_guidance")
 
     @torch.no_grad()
     def gradient(self, scores: Scores, at: Noised) -> Tensor:

@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from smsff.errors import UserError
-
 DenoisingWeight = Literal["uniform", "alpha_bar_squared"]
-
-
-def check_denoising_weight(kind: DenoisingWeight) -> DenoisingWeight:
-    """The same value, or a UserError that lists the known ones."""
-    if kind not in get_args(DenoisingWeight):
-        raise UserError(f"fake_score.loss_weight={kind!r} is not one of {', '.join(get_args(DenoisingWeight))}")
-    return kind
 
 
 def denoising_weight(kind: DenoisingWeight, alpha_bar: Tensor) -> Tensor:
@@ -25,7 +16,6 @@ def denoising_weight(kind: DenoisingWeight, alpha_bar: Tensor) -> Tensor:
     ``uniform`` is 1 (VSD, DMD2). ``alpha_bar_squared`` is the authors' code (showlab/SMS), which multiplies prediction
     and noise by alpha bar before the squared error; it all but ignores large t (6e-5 at t = 957).
     """
-    check_denoising_weight(kind)
     return torch.ones_like(alpha_bar) if kind == "uniform" else alpha_bar**2
 
 

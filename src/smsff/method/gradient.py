@@ -10,11 +10,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal, Protocol, get_args
+from typing import Literal, Protocol
 
 from torch import Tensor
 
-from smsff.errors import UserError
 from smsff.method.schedule import NoiseSchedule
 
 GradientWeight = Literal["uniform", "sigma2", "sqrt_alpha_bar_sigma2", "posterior_variance", "x0"]
@@ -78,14 +77,10 @@ class Objective(Protocol):
 
     Attributes:
         needs_fake: Whether a fake score has to be trained for it.
-        lambda_freq: Weight of the spectrum term, which is only meaningful beside the size of g.
     """
 
     @property
     def needs_fake(self) -> bool: ...
-
-    @property
-    def lambda_freq(self) -> float: ...
 
     def gradient(self, scores: Scores, at: Noised) -> Tensor:
         """g, (B, C, h, w), without gradient; z moves along -g."""
@@ -118,25 +113,3 @@ def latent_surrogate(z: Tensor, g: Tensor) -> Tensor:
     # z - sg(z - g) is exactly g in value; written as (z - sg(z)) + g it is so in floating point too, where subtracting
     # a g of 1e-5 from a z of 1 and adding it again would lose most of its digits.
     return 0.5 * ((z - z.detach() + g.detach()) ** 2).flatten(1).mean(1)
-
-
-def check_choice(objective: object, name: str, choices: object) -> None:
-    """Whether the attribute of that name is one of the values that a ``Literal`` lists.
-
-    Raises:
-        UserError: it is not.
-    """
-    value = getattr(objective, name)
-    if value not in get_args(choices):
-        raise UserError(f"objective.{name}={value!r} is not one of {', '.join(get_args(choices))}")
-
-
-def check_not_negative(objective: object, *names: str) -> None:
-    """
-    Raises:
-        UserError: one of the attributes of these names is below 0.
-    """
-    for name in names:
-        value = getattr(objective, name)
-        if value < 0:
-            raise UserError(f"objective.{name}={value} must not be negative")

@@ -18,7 +18,6 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from smsff.errors import UserError
 from smsff.generator.image import ImageGenerator
 from smsff.method.canvas import LatentCanvas, PixelCanvas, Pullback
 from smsff.method.draws import Draws
@@ -32,7 +31,7 @@ from smsff.teacher.condition import Condition
 from smsff.teacher.score import Teacher
 from smsff.training.figures import in_several_processes, matching_figures, of_whole_batch
 from smsff.training.module_state import read_state, write_state
-from smsff.training.nonfinite import StepGuard, spread
+from smsff.training.nonfinite import StepGuard, all_nan_unless_finite
 from smsff.training.optimizer import GroupOptions, clip_and_guard, optimizer_and_schedule, update_average
 from smsff.training.speed import PLAIN, Speed
 
@@ -45,7 +44,7 @@ class StyleMatching(pl.LightningModule):
         teacher: The frozen base and style scores, the encoder and the noise schedule.
         fake_score: Builds the online score from the teacher.
         objective: Turns scores into the gradient g; says whether it needs a fake score.
-        regularizer: (z, z_src, t) -> (B,), weighted by ``objective.lambda_freq``.
+        regularizer: (z, z_src, t) -> (B,), with its weight lambda.
         relevance: Map of where the style matters, (B, 1, h, w).
         timesteps: Draws t for the generator; counted in iterations after the warm-up.
         fake_timesteps: Draws t for the fake score's own loss.
@@ -88,16 +87,6 @@ class StyleMatching(pl.LightningModule):
         record: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        if steps <= warmup.steps:
-            raise UserError(f"steps={steps} must be more than warmup.steps={warmup.steps}")
-        if fake_draws < 1:
-            raise UserError(f"fake_draws={fake_draws} must be at least 1")
-        if grid_jitter < 1:
-            raise UserError(f"grid_jitter={grid_jitter} must be at least 1 (1 is none)")
-        if not 0 <= ema_decay < 1:
-            raise UserError(f"ema_decay={ema_decay} must lie in [0, 1)")
-        if speed.share_draw and fake_draws > 1:
-            raise UserError(f"speed.share_draw=true needs fake_draws=1, not {fake_draws}: a shared draw is one")
         latent_space = getattr(generator, "space", "pixel") == "latent"
         self.canvas = LatentCanvas(teacher.latent) if latent_space else PixelCanvas(teacher.latent, pullback=pullback)
         speed.lay_out(generator, teacher)
@@ -128,30 +117,30 @@ class StyleMatching(pl.LightningModule):
         z = self.canvas.encode(y, offset)
         with torch.no_grad():
             z_src = self.canvas.encode(x, offset)
-        stages, times = {"source_latent": z_src, "generator": y, "latent": z}, {}
+        computed, drawn = {"source_latent": z_src, "generator": y, "latent": z}, {}  # for the guard, in this order
         if self.warmup.active(self.global_step):
             loss = self.warmup.loss(y, x).mean()
             figures = {"reconstruction": loss}
         else:
-            u = draws.uniform("t", per=self.timesteps.per)
-            t = self.timesteps(u, self.global_step - self.warmup.end, self.steps - self.warmup.end)
+            iteration, length = self.global_step - self.warmup.end, self.steps - self.warmup.end
+            t = self.timesteps(draws.uniform("t", per=self.timesteps.per), iteration, length)
             noise = draws.normal("noise", tuple(z.shape[1:]))  # the same for both latents
             at = Noised(z.detach(), z_src, noise, t, self.teacher.schedule)
             with torch.no_grad():
                 m = relevance_at(self.relevance, self.teacher.base, at, cond)
                 g = m * self.objective.gradient(scores, at)  # w(t) (eps_style - eps_fake)
             matching, spectrum = latent_surrogate(z, g).mean(), self.regularizer(z, z_src, t).mean()
-            loss = self.canvas.pull_back(matching + self.objective.lambda_freq * spectrum, z, y, offset)
+            loss = self.canvas.output_loss(matching + spectrum, z, y, offset)
             figures = {"matching": matching, "spectrum": spectrum, **matching_figures(m, g, t)}
-            stages, times = {**stages, "relevance": m, **scores.seen, "gradient": g}, {"t": t}
+            computed, drawn = {**computed, "relevance": m, **scores.seen, "gradient": g}, {"t": t}
         if self.fake is not None:
-            losses, times["fake_t"] = self.fake_losses(self.fake, z.detach(), draws, cond.source, scores)
+            losses, drawn["fake_t"] = self.fake_losses(self.fake, z.detach(), draws, cond.source, scores)
             figures["fake"] = losses.mean()
-            stages["fake_loss"] = losses.unflatten(0, (-1, len(z))).T
+            computed["fake_loss"] = losses.unflatten(0, (-1, len(z))).T
             loss = loss + figures["fake"]
-        self.guard.see(batch, stages, times)
+        self.guard.see(batch, computed, drawn)
         self.log_figures(len(batch["image"]), {"loss": loss, **figures})
-        return spread(loss)
+        return all_nan_unless_finite(loss)
 
     def fake_losses(
         self, fake: FakeScore, z: Tensor, draws: Draws, source: Condition, scores: Scores

@@ -25,9 +25,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from smsff.errors import UserError
 from smsff.method.dds import Reference, edit_direction
-from smsff.method.gradient import Noised, Scores, check_choice, check_not_negative
+from smsff.method.gradient import Noised, Scores
 from smsff.method.schedule import NoiseSchedule
 
 
@@ -52,29 +51,18 @@ def posterior_weights(schedule: NoiseSchedule, t: Tensor, stride: int) -> tuple[
 class PosteriorDistillation:
     """
     Attributes:
-        lambda_freq: Weight of the spectrum term, which the source does not have.
         style_guidance, source_guidance: Guidance scales of the two predictions; the source has one for both.
         stride: t - t', at most the smallest t that is drawn. The authors' code has 2, and odd t from 21 to 979; with 1
             nothing of g holds on to the source.
         reference: Which model sees the source, as in `DeltaDenoising`.
-
-    Raises:
-        UserError: unknown reference, stride below 1, negative scale or negative lambda_freq.
     """
 
     needs_fake: ClassVar[bool] = False
 
-    lambda_freq: float
     style_guidance: float = 100.0
     source_guidance: float = 100.0
     stride: int = 2
     reference: Reference = "base"
-
-    def __post_init__(self) -> None:
-        check_choice(self, "reference", Reference)
-        check_not_negative(self, "lambda_freq", "style_guidance", "source_guidance")
-        if self.stride < 1:
-            raise UserError(f"objective.stride={self.stride} must be at least 1")
 
     @torch.no_grad()
     def gradient(self, scores: Scores, at: Noised) -> Tensor:

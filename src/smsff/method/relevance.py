@@ -5,13 +5,12 @@ R = Norm | eps_base(z_src_t; edit prompt) - eps_base(z_src_t; empty prompt) |
 
 from __future__ import annotations
 
-from typing import Literal, Protocol, get_args
+from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from smsff.errors import UserError
 from smsff.method.draws import Draws
 from smsff.method.gradient import Noised
 from smsff.method.prompts import Conditions
@@ -59,19 +58,11 @@ class SemanticRelevance:
         reduce: see `relevance_map`.
         normalize: ``minmax`` maps onto [0, 1] (the paper). ``minmax_mean``, ours, then divides by the mean of the
             sample, so that the map moves the style gradient about without weakening it.
-
-    Raises:
-        UserError: unknown option.
     """
 
     needs_scores = True
 
     def __init__(self, *, reduce: RelevanceReduce = "mean_abs", normalize: RelevanceNormalize = "minmax") -> None:
-        if reduce not in get_args(RelevanceReduce):
-            raise UserError(f"relevance.reduce={reduce!r} is not one of {', '.join(get_args(RelevanceReduce))}")
-        if normalize not in get_args(RelevanceNormalize):
-            choices = ", ".join(get_args(RelevanceNormalize))
-            raise UserError(f"relevance.normalize={normalize!r} is not one of {choices}")
         self.reduce: RelevanceReduce = reduce
         self.normalize: RelevanceNormalize = normalize
 

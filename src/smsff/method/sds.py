@@ -18,8 +18,6 @@ from smsff.method.gradient import (
     GradientWeight,
     Noised,
     Scores,
-    check_choice,
-    check_not_negative,
     gradient_weight,
 )
 
@@ -28,24 +26,15 @@ from smsff.method.gradient import (
 class ScoreDistillation:
     """
     Attributes:
-        lambda_freq: Weight of the spectrum term, which the source does not have.
         weight: w(t), see `gradient_weight`.
         style_guidance: Guidance scale, 1 = conditional only. The 100 of DreamFusion and threestudio is a 101 here: they
             write cond + 100 (cond - uncond).
-
-    Raises:
-        UserError: unknown weight, negative scale or negative lambda_freq.
     """
 
     needs_fake: ClassVar[bool] = False
 
-    lambda_freq: float
     weight: GradientWeight = "sigma2"
     style_guidance: float = 101.0
-
-    def __post_init__(self) -> None:
-        check_choice(self, "weight", GradientWeight)
-        check_not_negative(self, "lambda_freq", "style_guidance")
 
     @torch.no_grad()
     def gradient(self, scores: Scores, at: Noised) -> Tensor:

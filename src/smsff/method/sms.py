@@ -27,8 +27,6 @@ from smsff.method.gradient import (
     GradientWeight,
     Noised,
     Scores,
-    check_choice,
-    check_not_negative,
     gradient_weight,
 )
 
@@ -42,28 +40,18 @@ def dmd_normalizer(z: Tensor, x0_style: Tensor) -> Tensor:
 class StyleMatchingObjective:
     """
     Attributes:
-        lambda_freq: Weight of the spectrum term. It is only meaningful beside the size of g, hence beside ``weight``
-            and ``normalize``: the posterior variance is about 1e-3, DMD's normaliser makes g of order 1.
         weight: w(t), see `gradient_weight`.
         style_guidance, fake_guidance: Guidance scales of the two predictions (1 = conditional only; the authors' code
             uses 4.5 for both).
         normalize: Divide g of each sample by `dmd_normalizer`, so that its size does not depend on t and content.
-
-    Raises:
-        UserError: unknown weight, negative scale or negative lambda_freq.
     """
 
     needs_fake: ClassVar[bool] = True
 
-    lambda_freq: float
     weight: GradientWeight = "sigma2"
     style_guidance: float = 1.0
     fake_guidance: float = 1.0
     normalize: bool = False
-
-    def __post_init__(self) -> None:
-        check_choice(self, "weight", GradientWeight)
-        check_not_negative(self, "lambda_freq", "style_guidance", "fake_guidance")
 
     @torch.no_grad()
     def gradient(self, scores: Scores, at: Noised) -> Tensor:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Literal, get_args
+from typing import Literal
 
 from torch import Tensor
-
-from smsff.errors import UserError
 
 ReconstructionLoss = Literal["l1", "l2"]
 
@@ -35,18 +33,9 @@ class ReconstructionWarmup:
 
     Attributes:
         end: The iteration in which style matching begins, as far as is known.
-
-    Raises:
-        UserError: negative steps, an unknown norm, or an error that is not above 0.
     """
 
     def __init__(self, *, steps: int, loss: ReconstructionLoss = "l1", until: float | None = None) -> None:
-        if steps < 0:
-            raise UserError(f"warmup.steps={steps} must not be negative")
-        if loss not in get_args(ReconstructionLoss):
-            raise UserError(f"warmup.loss={loss!r} is not one of {', '.join(get_args(ReconstructionLoss))}")
-        if until is not None and not until > 0:
-            raise UserError(f"warmup.until={until} must be above 0, or null")
         self.steps, self.until = steps, until
         self.norm: ReconstructionLoss = loss
         self.end = steps

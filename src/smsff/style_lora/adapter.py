@@ -41,17 +41,6 @@ class LoraOptions:
     gradient_checkpointing: bool = False
     seed: int = 0
 
-    def __post_init__(self) -> None:
-        if self.text_rank < 0:
-            raise UserError(f"lora.text_rank={self.text_rank} must be at least 0 (0: none)")
-        if not (self.alpha > 0 and self.text_alpha > 0):
-            raise UserError(f"lora.alpha={self.alpha}, lora.text_alpha={self.text_alpha}: must be above 0")
-        if self.merged and self.gradient_checkpointing:
-            raise UserError(
-                "lora.merged=true with lora.gradient_checkpointing=true: the weights are merged for the forward pass "
-                "alone, and checkpointing needs them again; choose one"
-            )
-
 
 class TrainableStyle:
     """The teacher with a style adapter that is trained; its `style` score follows at once.

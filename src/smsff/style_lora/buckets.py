@@ -29,12 +29,10 @@ def bucket_shapes(*, resolution: int, stride: int, max_aspect: float) -> list[Sh
     the other way round, so that the set is symmetric. The longer side is at most `max_aspect` times the shorter.
 
     Raises:
-        UserError: for numbers out of range.
+        UserError: `resolution` is no multiple of `stride`.
     """
     if stride < 1 or resolution < stride or resolution % stride:
         raise UserError(f"data.resolution={resolution}: must be a multiple of data.stride={stride}")
-    if not max_aspect >= 1:
-        raise UserError(f"data.max_aspect={max_aspect}: must be at least 1")
     side = resolution // stride
     pairs = {(side, side)}
     for short in range(1, side + 1):

@@ -26,7 +26,6 @@ from smsff.data.datamodule import (
 )
 from smsff.data.folder import BUNDLED, ImageFolder
 from smsff.data.images import printable
-from smsff.errors import UserError
 from smsff.randomness import keyed_generator, keyed_rand, keyed_seed
 from smsff.style_lora.buckets import Buckets, bucket_shapes, other_picture, window
 from smsff.style_lora.degrade import degrade
@@ -53,11 +52,6 @@ class Degraded:
     share: float = 0.0
     texture_root: str | None = None
     tones: float = 1.0
-
-    def __post_init__(self) -> None:
-        for name in ("share", "tones"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"data.degraded.{name}={getattr(self, name)} must lie in [0, 1]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,16 +236,9 @@ class StylePictures(ImageDataModule):
             val_max_side: Photos are scaled down to this length of the longer side.
 
         Raises:
-            UserError: For an option out of range or a folder without images; names the key.
+            UserError: For a resolution that is no multiple of the stride, or a folder without images; names the key.
         """
         shapes = bucket_shapes(resolution=resolution, stride=stride, max_aspect=max_aspect)
-        for name, value, least in (
-            ("max_photos", max_photos, 1),
-            ("max_held_out", max_held_out, 1),
-            ("margin", margin, 0),
-        ):
-            if value < least:
-                raise UserError(f"data.{name}={value}: must be at least {least}")
         super().__init__(
             root=root,
             crop_size=1,  # `window` cuts; small pictures are counted below

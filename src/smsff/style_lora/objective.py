@@ -61,22 +61,11 @@ class StyleLoss:
         degraded_gamma: The same for degraded samples: their target differs from the noise by sqrt(SNR) (z' - z), so
             without a bound the smallest t would count for everything.
         prior_weight: Weight of the class pictures' loss beside that of the style's (Ruiz et al. 2023).
-
-    Raises:
-        UserError: a number out of range.
     """
 
     min_snr_gamma: float | None = 5.0
     degraded_gamma: float | None = 3.0
     prior_weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        for name in ("min_snr_gamma", "degraded_gamma"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise UserError(f"loss.{name}={value} must be above 0 (null: all t alike)")
-        if not self.prior_weight >= 0:
-            raise UserError(f"loss.prior_weight={self.prior_weight} must be at least 0")
 
     def weight(self, schedule: NoiseSchedule, t: Tensor, degraded: Tensor) -> Tensor:
         """Weight of each sample's squared error, (B, 1, 1, 1); `degraded` is bool (B,)."""
@@ -107,12 +96,6 @@ class PowerTimesteps:
     t_min: int = 0
     t_max: int = 999
     power: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.t_min <= self.t_max:
-            raise UserError(f"timesteps: 0 <= t_min <= t_max must hold, not {self.t_min}, {self.t_max}")
-        if not self.power >= 1:
-            raise UserError(f"timesteps.power={self.power} must be at least 1")
 
     def __call__(self, u: Tensor) -> Tensor:
         """Uniform numbers (B,) in [0, 1) to long (B,)."""

@@ -31,9 +31,6 @@ class TriggerPrompts:
             raise UserError(
                 f"prompts.template={self.template!r}: only {{caption}} and {{trigger}} can be filled in"
             ) from error
-        for name in ("caption_dropout", "prompt_dropout"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"prompts.{name}={getattr(self, name)} must lie in [0, 1]")
 
     def fill(self, caption: str) -> str:
         """The prompt of a picture; without a caption the trigger alone."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from smsff.method.denoising import DenoisingWeight, check_denoising_weight, denoising_loss, denoising_weight
+from smsff.method.denoising import DenoisingWeight, denoising_loss, denoising_weight
 from smsff.teacher.condition import Condition
 from smsff.teacher.stable_diffusion import StableDiffusionTeacher
 from smsff.teacher.trainable import add_lora, checkpointing
@@ -46,7 +46,7 @@ class LoraFakeScore(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.loss_weight = check_denoising_weight(loss_weight)
+        self.loss_weight = loss_weight
         self._teacher = (teacher,)  # a tuple hides it from nn.Module, which would register it a second time
         self._parameters_by_name = add_lora(
             teacher.unet,

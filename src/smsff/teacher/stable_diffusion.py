@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -209,8 +209,6 @@ def load_stable_diffusion(
     Raises:
         UserError: for missing files, another architecture, or a LoRA that does not fit; the message names the key.
     """
-    if dtype not in get_args(Precision):
-        raise UserError(f"teacher.dtype={dtype!r} is not one of {', '.join(get_args(Precision))}")
     source = Source(base, "teacher.base", revision, variant, local_files_only)
     other = _second_source(source, style_base)
     settings = None if config is None else Source(config, "teacher.config", None, None, local_files_only)

@@ -43,10 +43,8 @@ def add_lora(
         The parameters by ``<layer>.lora_A.weight``, in a fixed order.
 
     Raises:
-        UserError: a name in `target_modules` fits no layer, or a rank below 1.
+        UserError: a name in `target_modules` fits no layer.
     """
-    if rank < 1:
-        raise UserError(f"{keys[0]}={rank} must be at least 1")
     _check_targets(model, target_modules, keys[1])
     with warnings.catch_warnings():  # peft warns of a second adapter, which is what is wanted here
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")

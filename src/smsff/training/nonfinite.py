@@ -63,7 +63,7 @@ def nonfinite(x: Tensor) -> Tensor:
     return ~(size < math.inf)
 
 
-def spread(loss: Tensor) -> Tensor:
+def all_nan_unless_finite(loss: Tensor) -> Tensor:
     """The loss, its gradients all NaN if it is not finite: so that all processes learn of it through their average."""
     return loss * torch.where(torch.isfinite(loss.detach()), 1.0, torch.nan).to(loss)
 

@@ -39,7 +39,7 @@ def parts_off(plain: Mapping[str, Any]) -> list[str]:
     off = []
     if not _name(plain["objective"]).startswith("StyleMatching"):
         off.append(f"style score less fake score (it is {_name(plain['objective'])})")
-    if _name(plain["regularizer"]) == "NoRegularizer" or not plain["objective"].get("lambda_freq"):
+    if _name(plain["regularizer"]) == "NoRegularizer" or not plain["regularizer"]["lambda_freq"]:
         off.append("spectrum term")
     if _name(plain["relevance"]) == "UniformRelevance":
         off.append("relevance map")
@@ -54,9 +54,9 @@ def _name(node: Mapping[str, Any]) -> str:
 
 def _style_matching(plain: Mapping[str, Any]) -> dict[str, str]:
     objective, t, spectrum = plain["objective"], plain["timesteps"], plain["regularizer"]
-    settings = [f"{key} {value}" for key, value in objective.items() if key not in ("_target_", "lambda_freq")]
+    settings = [f"{key} {value}" for key, value in objective.items() if key != "_target_"]
     if _name(spectrum) != "NoRegularizer":
-        settings.append(f"lambda {objective['lambda_freq']:g} ({spectrum['norm']}, t_scale {spectrum['t_scale']})")
+        settings.append(f"lambda {spectrum['lambda_freq']:g} ({spectrum['norm']}, t_scale {spectrum['t_scale']})")
     settings.append(f"t {t['t_min']} to {t['t_max']}, one a {t['per']}, {_name(t)}")
     style = plain["style"]
     return {

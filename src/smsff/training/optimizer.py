@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from typing import Literal, get_args
+from typing import Literal
 
 import lightning.pytorch as pl
 import torch
@@ -21,7 +21,6 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
-from smsff.errors import UserError
 from smsff.training.nonfinite import StepGuard
 
 LrSchedule = Literal["constant", "cosine"]
@@ -41,9 +40,6 @@ class GroupOptions:
         schedule: ``constant``, or ``cosine`` from the peak to 0 at ``horizon`` * total steps.
         horizon: Where the cosine reaches 0, in units of the run; 1.5 ends a run at about a third of the peak.
         warmup_steps: Linear rise of the rate from 0 (step 0 does not move).
-
-    Raises:
-        UserError: a number out of range or an unknown schedule.
     """
 
     lr: float
@@ -54,17 +50,6 @@ class GroupOptions:
     schedule: LrSchedule = "constant"
     horizon: float = 1.0
     warmup_steps: int = 0
-
-    def __post_init__(self) -> None:
-        if self.schedule not in get_args(LrSchedule):
-            raise UserError(f"optimizer.*.schedule={self.schedule!r} is not one of {', '.join(get_args(LrSchedule))}")
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise UserError(f"optimizer.*.betas={list(self.betas)} must be two numbers in [0, 1)")
-        bounds = {"lr": 0, "eps": 0, "weight_decay": 0, "horizon": 1, "warmup_steps": 0, "clip_norm": 0}
-        for name, least in bounds.items():
-            value = getattr(self, name)
-            if value is not None and not (least <= value < math.inf):
-                raise UserError(f"optimizer.*.{name}={value} must be a finite number of at least {least}")
 
     def lr_factor(self, step: int, total: int) -> float:
         """Rate at ``step`` (0, 1, ...) of a run of ``total`` steps, as a fraction of the peak."""

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, TypeAlias, get_args
+from typing import Any, TypeAlias
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, DDPMScheduler, UNet2DConditionModel
@@ -93,10 +93,8 @@ def settle_prediction(
     is what is usual for the family, with a warning for families in which both are.
 
     Raises:
-        UserError: `wanted` is no prediction type, or there are two models that each say what they predict.
+        UserError: `wanted` is given, and there are two models that each say what they predict.
     """
-    if wanted is not None and wanted not in get_args(PredictionType):
-        raise UserError(f"teacher.prediction_type={wanted!r} is not one of {', '.join(get_args(PredictionType))}")
     if wanted is not None and len(found) > 1 and all(config.says_prediction for _, config in found):
         said = " and ".join(f"{source.key} {config.scheduler['prediction_type']}" for source, config in found)
         raise UserError(
