@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from smsff.data.captions import Problems, read_captions
-from smsff.data.images import find_images
+from smsff.data.images import list_images
 from smsff.errors import UserError
 from smsff.method.prompts import Prompts
 from smsff.style_lora.prompts import TriggerPrompts
@@ -27,8 +27,7 @@ def read(root: Path, images: Sequence[str], files: Mapping[str, str | bytes]) ->
     for name, content in files.items():
         (root / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     problems = Problems()
-    captions = read_captions(root, find_images(root), problems=problems)
-    return {path.relative_to(root).as_posix(): text for path, text in captions.items()}, problems
+    return read_captions(root, list_images(root)[0], problems=problems), problems
 
 
 def line(name: str, text: str, key: str = "text") -> str:
@@ -121,7 +120,7 @@ def test_text_in_no_known_encoding_is_wrong(tmp_path: Path, content: bytes) -> N
     assert captions == {"b.jpg": "fine"}
     assert list(problems.wrong) == [str(tmp_path / "a.txt")]
     with pytest.raises(UserError, match=r"a\.txt"):
-        read_captions(tmp_path, find_images(tmp_path))
+        read_captions(tmp_path, list_images(tmp_path)[0])
 
 
 def test_of_several_captions_one_prevails_and_the_others_are_named(tmp_path: Path) -> None:
@@ -223,36 +222,37 @@ def write_metadata(folder: Path, *entries: dict[str, str]) -> None:
 
 
 def test_order_of_the_sources(tmp_path: Path) -> None:
-    a, b, c, d = touch(tmp_path, "a.jpg", "b.jpg", "c.jpg", "d.jpg")
+    a, b, c, _ = touch(tmp_path, "a.jpg", "b.jpg", "c.jpg", "d.jpg")
     write_metadata(tmp_path, {"file_name": "a.jpg", "text": "from metadata"}, {"file_name": "c.jpg", "text": " "})
     a.with_suffix(".txt").write_text("not used")
     b.with_suffix(".txt").write_text("\ufeff a caf\u00e9\nat night \n", encoding="utf-8")
     c.with_suffix(".txt").write_text("used, for its metadata is empty")
-    captions = read_captions(tmp_path, [a, b, c, d])
-    assert captions == {a: "from metadata", b: "a caf\u00e9 at night", c: "used, for its metadata is empty"}
+    captions = read_captions(tmp_path, ["a.jpg", "b.jpg", "c.jpg", "d.jpg"])
+    assert list(captions.values()) == ["from metadata", "a caf\u00e9 at night", "used, for its metadata is empty"]
 
 
 @pytest.mark.parametrize(
     "line", ["{broken", "[]", '{"file_name": "a.jpg"}', '{"file_name": "a.jpg", "text": 3}', "[" * 100_000]
 )
 def test_malformed_lines_are_named(tmp_path: Path, line: str) -> None:
-    images = touch(tmp_path, "sub/a.jpg")
+    touch(tmp_path, "sub/a.jpg")
     good = json.dumps({"file_name": "a.jpg", "text": "x"})
     (tmp_path / "sub/metadata.jsonl").write_text(f"{good}\n\n{line}\n")
     with pytest.raises(UserError, match=r"metadata\.jsonl, line 3"):
-        read_captions(tmp_path, images)
+        read_captions(tmp_path, ["sub/a.jpg"])
 
 
 def test_metadata_is_relative_to_its_folder_and_the_nearest_prevails(tmp_path: Path) -> None:
-    x, y, z = touch(tmp_path, "s/x.jpg", "s/t/y.jpg", "s/t/z.jpg")
+    names = ["s/x.jpg", "s/t/y.jpg", "s/t/z.jpg"]
+    touch(tmp_path, *names)
     write_metadata(tmp_path, {"file_name": "s/x.jpg", "text": "outer x"}, {"file_name": "s/t/y.jpg", "text": "outer y"})
     write_metadata(tmp_path / "s", {"file_name": "./t/z.jpg", "text": "middle z", "more": "is allowed"})
     write_metadata(tmp_path / "s/t", {"file_name": "y.jpg", "text": "inner y"})
-    assert read_captions(tmp_path, [x, y, z]) == {x: "outer x", y: "inner y", z: "middle z"}
+    assert read_captions(tmp_path, names) == dict(zip(names, ("outer x", "inner y", "middle z"), strict=True))
 
 
 def test_line_separators_within_a_caption_do_not_split_the_line(tmp_path: Path) -> None:
-    (image,) = touch(tmp_path, "a.jpg")
+    touch(tmp_path, "a.jpg")
     text = '{"file_name": "a.jpg", "text": "one\u2028two"}'
     (tmp_path / "metadata.jsonl").write_text(text, encoding="utf-8")
-    assert read_captions(tmp_path, [image]) == {image: "one two"}
+    assert read_captions(tmp_path, ["a.jpg"]) == {"a.jpg": "one two"}

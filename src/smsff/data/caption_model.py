@@ -21,7 +21,7 @@ from torch import Tensor
 
 from smsff.atomic import write_atomically
 from smsff.data.captions import METADATA, TABLES, read_captions
-from smsff.data.images import ImageError, find_images, load_image, printable
+from smsff.data.images import ImageError, find_images, load_image, printable, relative_name
 from smsff.errors import UserError
 
 BEGINNING = b'{"file_name": "'
@@ -37,15 +37,15 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     root = Path(arguments.folder).expanduser()
-    images = find_images(root)
+    images = {relative_name(image, root): image for image in find_images(root)}
     if not images:
         raise UserError(f"{printable(root)}: no images in it or below it")
-    _drop_cut_lines(metadata_file(image, root) for image in images)
-    captioned = read_captions(root, images)  # also refuses a malformed file
+    _drop_cut_lines(metadata_file(image, root) for image in images.values())
+    captioned = read_captions(root, list(images))  # also refuses a malformed file
     print(f"{len(captioned)} of {len(images)} images have captions")
     if arguments.overwrite:
         captioned = {}
-    wanted = [image for image in images if image not in captioned]
+    wanted = [image for name, image in images.items() if name not in captioned]
     if not wanted:
         print("nothing to do; --overwrite makes new captions")
         return 0

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from copy import copy
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -20,11 +23,12 @@ from smsff.data.images import (
     list_images,
     load_image,
     printable,
-    relative_name,
 )
 from smsff.errors import UserError
 
 BUNDLED = Path(__file__).parent / "photos"
+MANY, READERS = 20_000, 8
+"""From so many images on, so many processes read the headers: a file system in a network answers each late."""
 
 
 def load_photos(part: str) -> dict[str, Tensor]:
@@ -37,7 +41,7 @@ class ImageFolder:
 
     Attributes:
         root: The folder.
-        paths: The images.
+        names: The images, relative to the folder and with forward slashes.
         captions: One for each image.
         captioned: For each image, whether that caption is its own and not the default.
         sizes: (width, height) of each image as it is shown, by its header.
@@ -59,38 +63,33 @@ class ImageFolder:
             raise UserError(f"{key}: {printable(self.root)} is not a folder")
         found, self.others = list_images(self.root)
         if not found:
-            others = f"; left out: {describe_others(self.others, self.root)}" if self.others else ""
+            others = f"; left out: {describe_others(self.others)}" if self.others else ""
             raise UserError(f"{key}: no images in {printable(self.root)} or below it{others}")
-        self.paths: list[Path] = []
-        self.sizes: list[tuple[int, int]] = []
-        self.unreadable: dict[str, str] = {}
         self.max_pixels = max_pixels
-        for path in found:
-            try:
-                self.sizes.append(image_size(path, max_pixels=max_pixels))
-                self.paths.append(path)
-            except ImageError as error:
-                self.unreadable[printable(relative_name(path, self.root))] = str(error)
-        if not self.paths:
+        sizes = dict(zip(found, _read_sizes([f"{self.root}/{name}" for name in found], max_pixels), strict=True))
+        self.unreadable = {printable(name): reason for name, reason in sizes.items() if isinstance(reason, str)}
+        self.names = [name for name, size in sizes.items() if not isinstance(size, str)]
+        self.sizes = [size for size in sizes.values() if not isinstance(size, str)]
+        if not self.names:
             first = next(iter(self.unreadable.values()))
             raise UserError(f"{key}: none of the {len(found)} images can be read; the first: {first}")
         self.problems = Problems()
-        texts = read_captions(self.root, self.paths, problems=self.problems)
-        self.captions = [texts.get(path, default_caption) for path in self.paths]
-        self.captioned = [path in texts for path in self.paths]
+        texts = read_captions(self.root, self.names, problems=self.problems)
+        self.captions = [texts.get(name, default_caption) for name in self.names]
+        self.captioned = [name in texts for name in self.names]
         self._cache: list[Tensor | str] | None = None
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.names)
 
     def name(self, index: int) -> str:
-        """Name of an image relative to the folder, with forward slashes and always printable."""
-        return printable(relative_name(self.paths[index], self.root))
+        """Name of an image, always printable."""
+        return printable(self.names[index])
 
     def load(self, index: int) -> Tensor:
         """Image (3, H, W) uint8; ImageError if the file is gone, or damaged behind its header."""
         if self._cache is None:
-            return load_image(self.paths[index], max_pixels=self.max_pixels)
+            return load_image(self.root / self.names[index], max_pixels=self.max_pixels)
         image = self._cache[index]
         if isinstance(image, str):
             raise ImageError(image)
@@ -126,9 +125,9 @@ class ImageFolder:
             return {}
         self._cache = []
         failed = {}
-        for index, path in enumerate(self.paths):
+        for index, name in enumerate(self.names):
             try:
-                self._cache.append(load_image(path, max_pixels=self.max_pixels))
+                self._cache.append(load_image(self.root / name, max_pixels=self.max_pixels))
             except ImageError as error:
                 self._cache.append(str(error))
                 failed[self.name(index)] = str(error)
@@ -137,10 +136,26 @@ class ImageFolder:
     def subset(self, indices: Sequence[int]) -> ImageFolder:
         """The same folder restricted to some images; ``unreadable`` stays that of the whole folder."""
         part = copy(self)
-        for name in ("paths", "sizes", "captions", "captioned"):
+        for name in ("names", "sizes", "captions", "captioned"):
             setattr(part, name, [getattr(self, name)[i] for i in indices])
         part._cache = None
         return part
+
+
+def _read_sizes(paths: Sequence[str], max_pixels: int) -> list[tuple[int, int] | str]:
+    """Width and height of each image, or why it cannot be read; of very many, by several processes."""
+    read = partial(_size_or_reason, max_pixels=max_pixels)
+    if len(paths) < MANY:
+        return [read(path) for path in paths]
+    with ProcessPoolExecutor(READERS, mp_context=get_context("fork")) as pool:
+        return list(pool.map(read, paths, chunksize=1000))
+
+
+def _size_or_reason(path: str, *, max_pixels: int) -> tuple[int, int] | str:
+    try:
+        return image_size(path, max_pixels=max_pixels)
+    except ImageError as error:
+        return str(error)
 
 
 def split_by_name(names: Sequence[str], fraction: float) -> tuple[list[int], list[int]]:

@@ -71,6 +71,11 @@ def printable(path: str | Path) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
+def ending(name: str | Path) -> str:
+    """The extension of a file's name, in lower case and with its dot; empty for none."""
+    return os.path.splitext(name)[1].lower()
+
+
 def relative_name(path: Path, root: Path) -> str:
     """The name of an image within its folder: relative, with forward slashes on every system."""
     return path.relative_to(root).as_posix()
@@ -109,19 +114,19 @@ class Picture:
 
 def find_images(root: str | Path) -> list[Path]:
     """All image files below a folder, as `list_images` finds them; pictures of other kinds are named in the log."""
-    images, others = list_images(root)
+    names, others = list_images(root)
     if others:
-        log.warning("left out: %s", describe_others(others, Path(root)))
-    return images
+        log.warning("left out: %s", describe_others(others))
+    return [Path(root) / name for name in names]
 
 
-def list_images(root: str | Path) -> tuple[list[Path], list[Path]]:
-    """Image files below a folder, and pictures of other kinds, which are not read.
+def list_images(root: str | Path) -> tuple[list[str], list[str]]:
+    """Names of the image files below a folder, and of pictures of other kinds, which are not read.
 
-    Both are sorted by relative name (code points, so the same on every file system). The extension decides, in any
-    case; of `OTHER_EXTENSIONS`, camera raw excepted, those are images that hold a format that is read. Hidden files and
-    folders (leading dot) are left out; links to folders are followed, each real folder once, so a link loop ends. A
-    folder that cannot be listed is left out and named in the log.
+    Both are relative, with forward slashes, and sorted (code points, so the same on every file system). The extension
+    decides, in any case; of `OTHER_EXTENSIONS`, camera raw excepted, those are images that hold a format that is read.
+    Hidden files and folders (leading dot) are left out; links to folders are followed, each real folder once, so a link
+    loop ends. A folder that cannot be listed is left out and named in the log.
 
     Raises:
         UserError: If ``root`` is not a folder.
@@ -129,31 +134,30 @@ def list_images(root: str | Path) -> tuple[list[Path], list[Path]]:
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"{printable(root)} is not a folder")
-    images: list[Path] = []
-    others: list[Path] = []
-    for name in sorted(_walk(os.fspath(root))):
-        path = root / name
+    names: list[str] = []
+    others: list[str] = []
+    for name in sorted(walk(os.fspath(root))):
         try:
-            if path.suffix.lower() not in EXTENSIONS:
-                image_size(path)
-            images.append(path)
+            if ending(name) not in EXTENSIONS:
+                image_size(root / name)
+            names.append(name)
         except ImageError:
-            others.append(path)
-    return images, others
+            others.append(name)
+    return names, others
 
 
-def describe_others(others: Sequence[Path], root: Path) -> str:
+def describe_others(others: Sequence[str]) -> str:
     """One sentence on pictures that are not read: how many of each kind, and the names of the first."""
-    kinds = Counter(path.suffix.lower() for path in others)
+    kinds = Counter(map(ending, others))
     counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
-    names = ", ".join(printable(relative_name(path, root)) for path in others[:NAMED])
+    names = ", ".join(map(printable, others[:NAMED]))
     more = f", {len(others) - NAMED} more" if len(others) > NAMED else ""
     extra = "; .heic and .heif need pip install 'smsff[heic]'" if not HEIF and HEIF_EXTENSIONS & set(kinds) else ""
     return f"{len(others)} pictures of kinds that are not read ({counts}): {names}{more}{extra}"
 
 
-def _walk(root: str) -> Iterator[str]:
-    """Names relative to the root, as text: a million of them have to be sorted."""
+def walk(root: str) -> Iterator[str]:
+    """Names of the pictures of any kind below a folder, one by one, as `list_images` describes them but unsorted."""
     seen: set[str] = set()
     waiting = [""]
     while waiting:
@@ -173,7 +177,7 @@ def _walk(root: str) -> Iterator[str]:
         # The last is taken first: sorted, so that of two links to one folder the same one is taken everywhere.
         waiting += sorted((f"{folder}{name}/" for name, is_folder in entries if is_folder), reverse=True)
         for name, is_folder in entries:
-            if not is_folder and os.path.splitext(name)[1].lower() in PICTURE_EXTENSIONS:
+            if not is_folder and ending(name) in PICTURE_EXTENSIONS:
                 yield folder + name
 
 
@@ -327,7 +331,7 @@ def _check_file(path: str | Path) -> None:
     mode = os.stat(path).st_mode
     if not stat.S_ISREG(mode):  # reading a pipe would wait for ever
         raise ValueError("not a regular file")
-    if os.path.splitext(path)[1].lower() in RAW_EXTENSIONS:
+    if ending(path) in RAW_EXTENSIONS:
         raise ValueError("a camera raw file; develop it to JPEG, PNG or TIFF")
 
 
@@ -395,7 +399,7 @@ def _image_error(path: str | Path, error: Exception) -> ImageError:
     # PIL says "cannot identify image file <the object>", torchvision names its source file: neither helps.
     if isinstance(error, UnidentifiedImageError):
         reason = "not an image of a known format"
-        if not HEIF and Path(path).suffix.lower() in HEIF_EXTENSIONS:
+        if not HEIF and ending(path) in HEIF_EXTENSIONS:
             reason = "HEIC needs pip install 'smsff[heic]'"
     reason = "damaged or truncated" if "decode_jpeg" in reason else reason
     return ImageError(f"{printable(path)}: cannot be read as an image: {reason}")

@@ -12,6 +12,6 @@ def own_photos() -> str | None:
     """`OWN` if there are pictures of any kind in or below it, else None: for ``${own_photos:}`` in a configuration."""
     if not Path(OWN).is_dir():
         return None
-    from smsff.data.images import list_images  # imports torch, which a configuration alone does not need
+    from smsff.data.images import walk  # imports torch, which a configuration alone does not need
 
-    return OWN if any(list_images(OWN)) else None
+    return OWN if any(walk(OWN)) else None

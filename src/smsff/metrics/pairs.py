@@ -86,7 +86,7 @@ def pair_up(
     ours, contents = _Folder(results, "RESULTS"), _Folder(content, "--content")
     truths = _Folder(truth, "--truth") if truth else None
     others = [_Folder(rival, "--against") for rival in rivals]
-    captions = read_captions(content, list(contents.by_name.values()))
+    captions = read_captions(content, list(contents.by_name))
     pairs, left_out, used = [], {}, set()
     for name, path in ours.by_name.items():
         if skip and path.resolve().is_relative_to(skip.resolve()):
@@ -104,7 +104,7 @@ def pair_up(
                 content=source,
                 truth=true,
                 rivals=tuple(folder.get(name) for folder in others),
-                caption=captions.get(source, ""),
+                caption=captions.get(relative_name(source, content), ""),
             )
         )
     for name, path in contents.by_name.items():

@@ -138,7 +138,7 @@ def _pictures(data: Mapping[str, Any]) -> tuple[dict[str, Any] | None, list[str]
     if not data.get("root") or not root.is_dir():
         return None, []
     images, others = list_images(root)
-    left_out = describe_others(others, root) if others else None
+    left_out = describe_others(others) if others else None
     problem = f"data.root={data['root']}: no images in it or below it" + (f"; left out: {left_out}" if others else "")
     return {"images": len(images), "left_out": left_out}, [] if images else [problem]
 
