@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from copy import copy
-from functools import partial
+from functools import lru_cache, partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import BinaryIO
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,10 +27,13 @@ from smsff.data.images import (
     list_images,
     load_image,
     printable,
+    too_large,
 )
 from smsff.errors import UserError
 
 BUNDLED = Path(__file__).parent / "photos"
+INDEX, PLAN = "shards.json", "unfinished.json"
+"""The index of shards (`smsff.data.shards`), and its name until all of them are there."""
 MANY, READERS = 20_000, 8
 """From so many images on, so many processes read the headers: a file system in a network answers each late."""
 
@@ -38,6 +45,8 @@ def load_photos(part: str) -> dict[str, Tensor]:
 
 class ImageFolder:
     """The readable images of one folder, or a part of them, in the order of their names.
+
+    The folder may also hold shards of another (`smsff.data.shards`): then everything is as in that one.
 
     Attributes:
         root: The folder.
@@ -59,25 +68,60 @@ class ImageFolder:
         Images without a caption get ``default_caption``; those of more than ``max_pixels`` are left out.
         """
         self.root = Path(root).expanduser()
+        self.max_pixels = max_pixels
         if not self.root.is_dir():
             raise UserError(f"{key}: {printable(self.root)} is not a folder")
+        self._cache: list[Tensor | str] | None = None
+        self._places: np.ndarray | None = None
+        texts = self._read_index(key) if is_shards(self.root) else self._scan(key)
+        if not self.names:
+            first, count = next(iter(self.unreadable.values())), len(self.unreadable)
+            raise UserError(f"{key}: none of the {count} images can be read; the first: {first}")
+        self.captions = [default_caption if text is None else text for text in texts]
+        self.captioned = [text is not None for text in texts]
+
+    def _scan(self, key: str) -> list[str | None]:
+        """Find the images and read their headers; returns their captions."""
         found, self.others = list_images(self.root)
         if not found:
             others = f"; left out: {describe_others(self.others)}" if self.others else ""
             raise UserError(f"{key}: no images in {printable(self.root)} or below it{others}")
-        self.max_pixels = max_pixels
-        sizes = dict(zip(found, _read_sizes([f"{self.root}/{name}" for name in found], max_pixels), strict=True))
+        paths = [f"{self.root}/{name}" for name in found]
+        sizes = dict(zip(found, _read_sizes(paths, self.max_pixels), strict=True))
         self.unreadable = {printable(name): reason for name, reason in sizes.items() if isinstance(reason, str)}
         self.names = [name for name, size in sizes.items() if not isinstance(size, str)]
         self.sizes = [size for size in sizes.values() if not isinstance(size, str)]
-        if not self.names:
-            first = next(iter(self.unreadable.values()))
-            raise UserError(f"{key}: none of the {len(found)} images can be read; the first: {first}")
         self.problems = Problems()
         texts = read_captions(self.root, self.names, problems=self.problems)
-        self.captions = [texts.get(name, default_caption) for name in self.names]
-        self.captioned = [name in texts for name in self.names]
-        self._cache: list[Tensor | str] | None = None
+        return [texts.get(name) for name in self.names]
+
+    def _read_index(self, key: str) -> list[str | None]:
+        """What `_scan` found where the shards come from; returns the captions."""
+        path, again = self.root / INDEX, "write it again with smsff shards"
+        if not path.is_file():
+            raise UserError(f"{key}: {printable(self.root)}: shards are missing; {again}, which goes on")
+        try:
+            index = json.loads(path.read_bytes())
+            sizes = [(int(width), int(height)) for width, height in index["sizes"]]
+            rows = list(zip(index["names"], sizes, index["captions"], index["places"], strict=True))
+            kept = [row for row in rows if row[1][0] * row[1][1] <= self.max_pixels]
+            large = {
+                printable(name): f"{printable(name)}: {too_large(*size, self.max_pixels)}"
+                for name, size, *_ in rows
+                if size[0] * size[1] > self.max_pixels
+            }
+            self.names, self.sizes = [row[0] for row in kept], [row[1] for row in kept]
+            self._places = np.array([row[3] for row in kept], dtype=np.int64).reshape(-1, 4)
+            self.others, self.problems = index["others"], Problems(**index["problems"])
+            self.unreadable = {**index["unreadable"], **large}
+            ends = {shard: offset + size for shard, offset, size, _ in index["places"]}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{key}: {printable(path)}: not an index of shards ({error}); {again}") from error
+        for shard, end in ends.items():
+            file = shard_file(self.root, shard)
+            if not file.is_file() or file.stat().st_size < end:
+                raise UserError(f"{key}: {printable(file)}: missing or cut short; copy it again, or {again}")
+        return [row[2] for row in kept]
 
     def __len__(self) -> int:
         return len(self.names)
@@ -89,11 +133,23 @@ class ImageFolder:
     def load(self, index: int) -> Tensor:
         """Image (3, H, W) uint8; ImageError if the file is gone, or damaged behind its header."""
         if self._cache is None:
-            return load_image(self.root / self.names[index], max_pixels=self.max_pixels)
+            return self._decode(index)
         image = self._cache[index]
         if isinstance(image, str):
             raise ImageError(image)
         return image
+
+    def _decode(self, index: int) -> Tensor:
+        path = self.root / self.names[index]
+        if self._places is None:
+            return load_image(path, max_pixels=self.max_pixels)
+        shard, offset, size, _ = self._places[index].tolist()
+        file = shard_file(self.root, shard)
+        try:
+            data = os.pread(_opened(file).fileno(), size, offset)  # moves no position that other processes share
+        except OSError as error:
+            raise ImageError(f"{printable(file)}: cannot be read: {error.strerror}") from error
+        return load_image(file / self.names[index], max_pixels=self.max_pixels, data=data)
 
     def load_or_next(self, index: int) -> tuple[Tensor, int, dict[str, str]]:
         """The image, or the next readable one in the order of names.
@@ -125,9 +181,9 @@ class ImageFolder:
             return {}
         self._cache = []
         failed = {}
-        for index, name in enumerate(self.names):
+        for index in range(len(self)):
             try:
-                self._cache.append(load_image(self.root / name, max_pixels=self.max_pixels))
+                self._cache.append(self._decode(index))
             except ImageError as error:
                 self._cache.append(str(error))
                 failed[self.name(index)] = str(error)
@@ -138,8 +194,25 @@ class ImageFolder:
         part = copy(self)
         for name in ("names", "sizes", "captions", "captioned"):
             setattr(part, name, [getattr(self, name)[i] for i in indices])
+        part._places = None if self._places is None else self._places[list(indices)]
         part._cache = None
         return part
+
+
+def is_shards(root: Path) -> bool:
+    """Whether ``smsff shards`` wrote, or began to write, its shards into a folder."""
+    return any((root / name).is_file() for name in (INDEX, PLAN))
+
+
+def shard_file(root: Path, number: int) -> Path:
+    """The file of a shard."""
+    return root / f"{number:06d}.tar"
+
+
+@lru_cache(maxsize=128)
+def _opened(path: Path) -> BinaryIO:
+    """A file that stays open while it is one of those last used."""
+    return path.open("rb")
 
 
 def _read_sizes(paths: Sequence[str], max_pixels: int) -> list[tuple[int, int] | str]:

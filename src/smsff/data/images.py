@@ -206,16 +206,22 @@ def image_size(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int, 
         raise _image_error(path, error) from error
 
 
-def load_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Tensor:
+def load_image(path: str | Path, *, max_pixels: int = MAX_PIXELS, data: bytes | None = None) -> Tensor:
     """`read_picture` laid over white: RGB (3, H, W) uint8.
 
     Raises:
         ImageError: See `read_picture`.
     """
-    return read_picture(path, max_pixels=max_pixels, metadata=False).on_white()
+    return read_picture(path, max_pixels=max_pixels, metadata=False, data=data).on_white()
 
 
-def read_picture(source: str | Path | Image.Image, *, max_pixels: int = MAX_PIXELS, metadata: bool = True) -> Picture:
+def read_picture(
+    source: str | Path | Image.Image,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    metadata: bool = True,
+    data: bytes | None = None,
+) -> Picture:
     """Read a picture, whatever kind of file or image of PIL it is; the one way in for everything.
 
     EXIF orientation is applied, colours are converted to sRGB by the embedded profile, grey, palette, CMYK, Lab and
@@ -226,6 +232,7 @@ def read_picture(source: str | Path | Image.Image, *, max_pixels: int = MAX_PIXE
         source: A file, or an image, which is not changed.
         max_pixels: Pictures with more are refused before they are decoded.
         metadata: Whether to read what is said beside the pixels.
+        data: The bytes of the file, if they do not lie there by themselves; then ``source`` only names it.
 
     Raises:
         ImageError: If the picture cannot be decoded completely, or has more than ``max_pixels``; names the file.
@@ -240,8 +247,9 @@ def read_picture(source: str | Path | Image.Image, *, max_pixels: int = MAX_PIXE
         except Exception as error:  # as below
             raise _image_error(name, error) from error
     try:
-        _check_file(source)
-        data = Path(source).read_bytes()
+        if data is None:
+            _check_file(source)
+            data = Path(source).read_bytes()
         with _open(io.BytesIO(data), max_pixels) as image:
             if image.format in ("JPEG", "MPO"):
                 _check_scans(data, image.width * image.height)
@@ -366,7 +374,12 @@ def _check_header(image: Image.Image, max_pixels: int) -> None:
     if DNG_VERSION in tags or tags.get(TAG.NewSubfileType) == 1:
         raise ValueError("a camera raw file, or one that begins with a preview; develop it to JPEG, PNG or TIFF")
     if image.width * image.height > max_pixels:
-        raise ValueError(f"{image.width} x {image.height} pixels are more than {max_pixels:,}")
+        raise ValueError(too_large(image.width, image.height, max_pixels))
+
+
+def too_large(width: int, height: int, max_pixels: int) -> str:
+    """Why a picture of this size is not read."""
+    return f"{width} x {height} pixels are more than {max_pixels:,}"
 
 
 def _check_scans(data: bytes, pixels: int) -> None:

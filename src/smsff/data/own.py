@@ -9,9 +9,10 @@ OWN = "data/photos"
 
 
 def own_photos() -> str | None:
-    """`OWN` if there are pictures of any kind in or below it, else None: for ``${own_photos:}`` in a configuration."""
+    """`OWN` if it holds shards or pictures of any kind, else None: for ``${own_photos:}`` in a configuration."""
     if not Path(OWN).is_dir():
         return None
-    from smsff.data.images import walk  # imports torch, which a configuration alone does not need
+    from smsff.data.folder import is_shards  # imports torch, which a configuration alone does not need
+    from smsff.data.images import walk
 
-    return OWN if any(walk(OWN)) else None
+    return OWN if is_shards(Path(OWN)) or any(walk(OWN)) else None
