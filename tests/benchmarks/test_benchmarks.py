@@ -98,16 +98,9 @@ def test_weights_in_memory_beside_the_reference() -> None:
 
 
 QUICK = [
-    "startup",
-    "data_loading",
-    "many_pictures",
-    "train_step",
-    "generators",
-    "exports",
-    "scaling",
-    "mixed_adapters",
+    "startup", "data_loading", "many_pictures", "train_step", "generators", "exports", "scaling", "mixed_adapters",
     "fidelity",
-]
+]  # fmt: skip
 
 
 @pytest.mark.slow
