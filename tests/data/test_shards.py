@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from same_run import content, difference
 from test_datamodule import batches, data, fit, same
+from test_train import NETWORK, command, finished, tiny  # noqa: F401
 
 from smsff import cli
 from smsff.data import shards
@@ -112,6 +114,31 @@ def test_a_training_goes_on_from_the_other(
     assert rest.seen == whole.seen[3:]
     assert torch.equal(rest.weight, whole.weight)
     assert "ckpt_path" not in caplog.text
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_same_and_go_on_from_the_folder(
+    photos: Path,
+    packed: Path,
+    tiny: list[str],  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    network = [option for option in NETWORK if not option.startswith("data.batch_size")]
+    common = [*tiny, *network, "trainer.devices=2", "data.batch_size=1", "data.max_unreadable_share=0.5"]
+    folder = tmp_path / "folder"
+    runs = {
+        folder: ["data=folder", f"data.root={photos}", "data.num_workers=0"],
+        tmp_path / "shards": ["data=shards", f"data.root={packed}", "data.num_workers=3"],
+        tmp_path / "rest": ["data=shards", f"data.root={packed}", f"ckpt_path={folder}/checkpoints/step_000002.ckpt"],
+    }
+    for run, options in runs.items():
+        printed = finished(command(*common, *options, f"run_dir={run}", cwd=tmp_path))
+        assert "the names, sizes or captions of the training images" not in printed
+    whole = content(folder)
+    assert whole["global_step"] == 4
+    for run in list(runs)[1:]:
+        for part in ("state_dict", "optimizer_states"):
+            assert difference(content(run)[part], whole[part]) is None, (run.name, part)
 
 
 def test_the_files_are_plain_tar_with_the_pictures_as_they_are(photos: Path, packed: Path) -> None:
