@@ -155,7 +155,7 @@ def test_the_files_are_plain_tar_with_the_pictures_as_they_are(photos: Path, pac
                 name = index["names"][int(number)]
                 content = tar.extractfile(member).read()  # type: ignore[union-attr]
                 if ending == "txt":
-                    assert content == index["captions"][int(number)].encode("utf-8", "replace")
+                    assert content == index["captions"][int(number)].encode()
                     continue
                 assert content == (photos / name).read_bytes()
                 assert index["places"][int(number)][:3] == [shard, member.offset_data, member.size]

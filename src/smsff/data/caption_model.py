@@ -21,7 +21,7 @@ from torch import Tensor
 
 from smsff.atomic import write_atomically
 from smsff.data.captions import METADATA, TABLES, read_captions
-from smsff.data.images import ImageError, find_images, load_image, printable, relative_name
+from smsff.data.images import ImageError, find_images, load_image, printable
 from smsff.errors import UserError
 
 BEGINNING = b'{"file_name": "'
@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     root = Path(arguments.folder).expanduser()
-    images = {relative_name(image, root): image for image in find_images(root)}
+    images = {image.relative_to(root).as_posix(): image for image in find_images(root)}
     if not images:
         raise UserError(f"{printable(root)}: no images in it or below it")
     _drop_cut_lines(metadata_file(image, root) for image in images.values())

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from smsff.data.images import NAMED, PICTURE_EXTENSIONS, ending, printable, relative_name
+from smsff.data.images import NAMED, PICTURE_EXTENSIONS, ending, printable, walk
 from smsff.errors import UserError, shown
 
 METADATA = "metadata.jsonl"
@@ -81,24 +81,26 @@ def read_captions(root: Path, images: Sequence[str], *, problems: Problems | Non
         problems.warn()
         return captions
     found = _Captions(root, images, problems)
-    folders = _other_files(root)
-    for folder, names in folders:
-        inside = relative_name(folder, root)
-        for table in sorted((n for n in names if n.lower() in TABLES), key=lambda n: TABLES.index(n.lower())):
-            for where, name, texts in reversed(list(_entries(folder / table, problems))):
-                found.add_named(where, inside, name, texts)
-    found.add_beside([folder / name for folder, names in folders for name in names if ending(name) in TEXTS])
-    unknown: dict[str, list[Path]] = {}
-    for folder, names in folders:
-        for name in names:
-            if name.lower() not in TABLES and ending(name) not in TEXTS:
-                unknown.setdefault(ending(name), []).append(folder / name)
-    for end, paths in unknown.items():
-        first = ", ".join(printable(relative_name(path, root)) for path in paths[:NAMED])
-        more = ", ..." if len(paths) > NAMED else ""
+    others = [name for name in walk(root) if ending(name) not in PICTURE_EXTENSIONS]
+    others.sort(key=lambda name: (-name.count("/"), name))  # inner folders first
+    unknown: dict[str, list[str]] = {}
+    tables = []
+    for name in others:
+        folder, _, file = name.rpartition("/")
+        if file.lower() in TABLES:
+            tables.append((-name.count("/"), f"{folder}/", TABLES.index(file.lower()), name))
+        elif ending(name) not in TEXTS:
+            unknown.setdefault(ending(name), []).append(name)
+    for *_, table in sorted(tables):
+        for where, name, texts in reversed(list(_entries(root / table, problems))):
+            found.add_named(where, posixpath.dirname(table), name, texts)
+    found.add_beside([name for name in others if ending(name) in TEXTS])
+    for end, names in unknown.items():
+        first = ", ".join(map(printable, names[:NAMED]))
+        more = ", ..." if len(names) > NAMED else ""
         kind = end or "without an ending"
         where = printable(root)
-        problems.absent[f"{where}/*{end}"] = f"{where}: not read: {len(paths)} {kind} ({first}{more})"
+        problems.absent[f"{where}/*{end}"] = f"{where}: not read: {len(names)} {kind} ({first}{more})"
     return found.texts
 
 
@@ -134,23 +136,23 @@ class _Captions:
         self._names = _Names(images, str)
         self._stems = _Names(images, lambda image: os.path.splitext(image)[0])
 
-    def add_named(self, where: str, inside: str, name: str, texts: Mapping[str, str]) -> None:
-        """Captions by key of a line for the image of this name, the one that prevails first; `inside` is its table."""
+    def add_named(self, where: str, folder: str, name: str, texts: Mapping[str, str]) -> None:
+        """Captions by key of a line for the image of this name in a folder, the one that prevails first."""
         for variant in (name, name.replace("\\", "/")):
-            if images := self._names.get(posixpath.normpath(posixpath.join(inside, variant))):
+            if images := self._names.get(posixpath.normpath(posixpath.join(folder, variant))):
                 for key, text in texts.items():
                     self._add(f"{where}, {key}", images[0], text)
                 return
         self.problems.absent[where] = f"{where}: there is no readable image {shown(name)}"
 
-    def add_beside(self, paths: Iterable[Path]) -> None:
+    def add_beside(self, files: Iterable[str]) -> None:
         """Captions of text files for the images beside them."""
         found = []
-        for path in paths:
-            name = os.path.splitext(relative_name(path, self.root))[0]
+        for file in files:
+            name, path = os.path.splitext(file)[0], self.root / file
             exact = self._names.get(name) if ending(name) in PICTURE_EXTENSIONS else []
             if images := exact or self._stems.get(name):
-                found.append((not exact, TEXTS.index(ending(path)), path, images))
+                found.append((not exact, TEXTS.index(ending(file)), path, images))
             else:
                 self.problems.absent[printable(path)] = f"{printable(path)}: there is no readable image of this name"
         for _, _, path, images in sorted(found):
@@ -159,7 +161,7 @@ class _Captions:
                 self._add(printable(path), image, text)
 
     def _add(self, where: str, image: str, text: str) -> None:
-        text = " ".join(text.split())
+        text = " ".join(text.split()).encode("utf-8", "replace").decode()  # JSON can hold half a character
         if text and image not in self.texts:
             self.texts[image], self._places[image] = text, where
         elif text and self.texts[image] != text:
@@ -194,22 +196,6 @@ class _Names:
             if len(images) == 1 or (images and number == 0):
                 return images
         return []
-
-
-def _other_files(root: Path) -> list[tuple[Path, list[str]]]:
-    """The names of all files that are no images, by folder, inner folders first; hidden ones left out.
-
-    Links are followed as `find_images` does, so that the files of a folder have the same path as its images.
-    """
-    found, seen = [], set()
-    for folder, below, names in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        below[:] = [] if real in seen else sorted((n for n in below if n[0] != "."), key=lambda name: f"{name}/")
-        if real not in seen:
-            others = sorted(n for n in names if n[0] != "." and ending(n) not in PICTURE_EXTENSIONS)
-            found.append((Path(folder), others))
-        seen.add(real)
-    return sorted(found, key=lambda one: -len(one[0].parts))
 
 
 def _entries(path: Path, problems: Problems) -> Iterator[tuple[str, str, dict[str, str]]]:

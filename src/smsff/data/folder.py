@@ -32,7 +32,7 @@ from smsff.data.images import (
 from smsff.errors import UserError
 
 BUNDLED = Path(__file__).parent / "photos"
-INDEX, PLAN = "shards.json", "unfinished.json"
+INDEX, PLAN = "smsff_shards.json", "smsff_shards.unfinished.json"
 """The index of shards (`smsff.data.shards`), and its name until all of them are there."""
 MANY, READERS = 20_000, 8
 """From so many images on, so many processes read the headers: a file system in a network answers each late."""
@@ -103,17 +103,16 @@ class ImageFolder:
         try:
             index = json.loads(path.read_bytes())
             sizes = [(int(width), int(height)) for width, height in index["sizes"]]
-            rows = list(zip(index["names"], sizes, index["captions"], index["places"], strict=True))
-            kept = [row for row in rows if row[1][0] * row[1][1] <= self.max_pixels]
-            large = {
-                printable(name): f"{printable(name)}: {too_large(*size, self.max_pixels)}"
-                for name, size, *_ in rows
-                if size[0] * size[1] > self.max_pixels
-            }
-            self.names, self.sizes = [row[0] for row in kept], [row[1] for row in kept]
-            self._places = np.array([row[3] for row in kept], dtype=np.int64).reshape(-1, 4)
             self.others, self.problems = index["others"], Problems(**index["problems"])
-            self.unreadable = {**index["unreadable"], **large}
+            self.unreadable, rows = dict(index["unreadable"]), []
+            for row in zip(index["names"], sizes, index["captions"], index["places"], strict=True):
+                if row[1][0] * row[1][1] <= self.max_pixels:
+                    rows.append(row)
+                else:
+                    name = printable(row[0])
+                    self.unreadable[name] = f"{name}: {too_large(*row[1], self.max_pixels)}"
+            self.names, self.sizes = [row[0] for row in rows], [row[1] for row in rows]
+            self._places = np.array([row[3] for row in rows], dtype=np.int64).reshape(-1, 4)
             ends = {shard: offset + size for shard, offset, size, _ in index["places"]}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{key}: {printable(path)}: not an index of shards ({error}); {again}") from error
@@ -121,7 +120,7 @@ class ImageFolder:
             file = shard_file(self.root, shard)
             if not file.is_file() or file.stat().st_size < end:
                 raise UserError(f"{key}: {printable(file)}: missing or cut short; copy it again, or {again}")
-        return [row[2] for row in kept]
+        return [row[2] for row in rows]
 
     def __len__(self) -> int:
         return len(self.names)

@@ -8,7 +8,7 @@ import os
 import stat
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.util import find_spec
@@ -76,11 +76,6 @@ def ending(name: str | Path) -> str:
     return os.path.splitext(name)[1].lower()
 
 
-def relative_name(path: Path, root: Path) -> str:
-    """The name of an image within its folder: relative, with forward slashes on every system."""
-    return path.relative_to(root).as_posix()
-
-
 @dataclass(frozen=True)
 class Picture:
     """One picture as everything in smsff sees it.
@@ -136,7 +131,7 @@ def list_images(root: str | Path) -> tuple[list[str], list[str]]:
         raise UserError(f"{printable(root)} is not a folder")
     names: list[str] = []
     others: list[str] = []
-    for name in sorted(walk(os.fspath(root))):
+    for name in sorted(name for name in walk(root, onerror=_warn_of_folder) if ending(name) in PICTURE_EXTENSIONS):
         try:
             if ending(name) not in EXTENSIONS:
                 image_size(root / name)
@@ -156,36 +151,26 @@ def describe_others(others: Sequence[str]) -> str:
     return f"{len(others)} pictures of kinds that are not read ({counts}): {names}{more}{extra}"
 
 
-def walk(root: str) -> Iterator[str]:
-    """Names of the pictures of any kind below a folder, one by one, as `list_images` describes them but unsorted."""
+def _warn_of_folder(error: OSError) -> None:
+    log.warning("left out: %s: cannot be listed: %s", printable(error.filename), error.strerror)
+
+
+def walk(root: Path, *, onerror: Callable[[OSError], None] | None = None) -> Iterator[str]:
+    """Names of all files below a folder, relative and with forward slashes; links and hidden ones as in `list_images`.
+
+    ``onerror`` is told of a folder that cannot be listed.
+    """
     seen: set[str] = set()
-    waiting = [""]
-    while waiting:
-        folder = waiting.pop()
-        real = os.path.realpath(os.path.join(root, folder))
+    for folder, below, names in os.walk(root, followlinks=True, onerror=onerror):
+        real = os.path.realpath(folder)
         if real in seen:
+            below.clear()
             continue
         seen.add(real)
-        try:
-            with os.scandir(real) as listing:
-                entries = [(entry.name, _is_folder(entry)) for entry in listing if not entry.name.startswith(".")]
-        except OSError as error:
-            log.warning(
-                "left out: %s: cannot be listed: %s", printable(os.path.join(root, folder[:-1])), error.strerror
-            )
-            continue
-        # The last is taken first: sorted, so that of two links to one folder the same one is taken everywhere.
-        waiting += sorted((f"{folder}{name}/" for name, is_folder in entries if is_folder), reverse=True)
-        for name, is_folder in entries:
-            if not is_folder and ending(name) in PICTURE_EXTENSIONS:
-                yield folder + name
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself
-        return False
+        # Sorted, so that of two links to one folder the same one is taken everywhere.
+        below[:] = sorted((name for name in below if name[0] != "."), key=lambda name: f"{name}/")
+        inside = "" if folder == os.fspath(root) else f"{os.path.relpath(folder, root)}/"
+        yield from (inside + name for name in names if name[0] != ".")
 
 
 def image_size(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:

@@ -13,6 +13,7 @@ def own_photos() -> str | None:
     if not Path(OWN).is_dir():
         return None
     from smsff.data.folder import is_shards  # imports torch, which a configuration alone does not need
-    from smsff.data.images import walk
+    from smsff.data.images import PICTURE_EXTENSIONS, ending, walk
 
-    return OWN if is_shards(Path(OWN)) or any(walk(OWN)) else None
+    root = Path(OWN)
+    return OWN if is_shards(root) or any(ending(name) in PICTURE_EXTENSIONS for name in walk(root)) else None

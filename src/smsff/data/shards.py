@@ -79,8 +79,7 @@ def lay_out(folder: ImageFolder, size: int) -> list[Place]:
 
 def caption_files(folder: ImageFolder, index: int) -> list[tuple[str, bytes]]:
     """Name and content of the file with the caption of an image, if it has one of its own."""
-    text = folder.captions[index].encode("utf-8", "replace")
-    return [(f"{index:09d}.txt", text)] if folder.captioned[index] else []
+    return [(f"{index:09d}.txt", folder.captions[index].encode())] if folder.captioned[index] else []
 
 
 def index_text(folder: ImageFolder, places: list[Place]) -> str:
