@@ -1,9 +1,10 @@
-"""Photos a second that one process decodes and crops, beside PIL, and beside what a training step asks for."""
+"""Photos a second that one process decodes and crops, beside PIL, and that a loader gives, from a folder and shards."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 from timing import arguments, parser, ratio, spread, take_turns, write
 
+from smsff import cli
 from smsff.data.crops import random_window
 from smsff.data.datamodule import ImageDataModule
 from smsff.data.folder import BUNDLED
@@ -37,13 +39,16 @@ def main(words: Sequence[str] | None = None) -> dict[str, Any]:
         args.photos, args.size, args.crop = 2, (96, 64), 32
     options: dict[str, Any] = {"size": args.crop, "scale": (0.5, 1.0), "flip": True}
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+        folder, packed = Path(name) / "photos", Path(name) / "shards"
+        folder.mkdir()
         write_photos(folder, args.photos, tuple(args.size))
         files = sorted(folder.iterdir())
-        data = ImageDataModule(
-            root=name, crop_size=args.crop, batch_size=1, steps=10**6, cache_mb=0, val_fraction=0, flip=True
+        cli.main(["shards", str(folder), str(packed)])
+        common: dict[str, Any] = {"batch_size": 1, "steps": 10**6, "cache_mb": 0, "val_fraction": 0}
+        ours, shards = (
+            iter(ImageDataModule(root=str(root), crop_size=args.crop, **common).train_dataloader())
+            for root in (folder, packed)
         )
-        batches = iter(data.train_dataloader())
 
         def crop(image: torch.Tensor) -> None:
             random_window(image, **options, generator=torch.Generator().manual_seed(0)).cut(image, options["size"])
@@ -57,14 +62,18 @@ def main(words: Sequence[str] | None = None) -> dict[str, Any]:
             for path in files:
                 crop(load_image(path))
 
-        def loader() -> None:
+        def loader(batches: Iterator[dict[str, Any]]) -> None:
             for _ in files:
                 next(batches)
 
-        candidates = {"PIL and crop": with_pil, "ours and crop": decoded, "the whole loader": loader}
+        candidates: dict[str, Callable[[], None]] = {"PIL and crop": with_pil, "ours and crop": decoded}
+        candidates |= {"the whole loader": partial(loader, ours), "the loader, of shards": partial(loader, shards)}
         turns = take_turns(candidates, turns=args.turns, threads=args.threads)
     rates = {name: spread([args.photos / turn[name] for turn in turns]) for name in candidates}
-    ratios = {"ours over PIL": ratio(turns, "PIL and crop", "ours and crop")}
+    ratios = {
+        "ours over PIL": ratio(turns, "PIL and crop", "ours and crop"),
+        "shards over folder": ratio(turns, "the whole loader", "the loader, of shards"),
+    }
     return write(args, {"photos": list(args.size), "crop": args.crop, "photos_per_second": rates, "ratios": ratios})
 
 

@@ -46,6 +46,7 @@ def parser() -> argparse.ArgumentParser:
     _add_fetch(commands)
     _add_doctor(commands)
     _add_caption(commands)
+    _add_shards(commands)
     evaluate.add_command(commands)
     report_command.add_command(commands)
     return top
@@ -136,6 +137,26 @@ def _add_caption(commands: Commands) -> None:
     command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute")
 
 
+def _add_shards(commands: Commands) -> None:
+    command = commands.add_parser(
+        "shards",
+        help="put a folder of pictures into a few large files",
+        description="Put the pictures of a folder and their captions into tar files of about equal size, with an "
+        "index. A run with data.root=OUT sees the same samples as with the folder. A command that was ended goes on "
+        "where it stopped.",
+        epilog="Exit status: 0 all done, 1 some pictures could not be read (they are named), 2 bad usage.",
+    )
+    command.set_defaults(run=run_shards)
+    command.add_argument("folder", metavar="FOLDER", help="folder of images, searched through")
+    command.add_argument(
+        "out", metavar="OUT", help="folder for the shards, outside FOLDER: a new one, or one begun before"
+    )
+    command.add_argument(
+        "--shard-mb", metavar="N", type=number(1), default=1000, help="size of a shard in 10^6 bytes (default 1000)"
+    )
+    command.add_argument("--overwrite", action="store_true", help="replace shards of a folder that has changed")
+
+
 def _add_overrides(command: argparse.ArgumentParser) -> None:
     command.add_argument("overrides", metavar="OVERRIDE", nargs="*", help="as for train.py, such as style=ghibli")
     command.add_argument("--conf", metavar="DIR", help="folder of the configuration (default: conf in this folder)")
@@ -209,6 +230,13 @@ def run_caption(arguments: argparse.Namespace) -> int:
     from smsff.data import caption_model
 
     return caption_model.run(arguments)
+
+
+def run_shards(arguments: argparse.Namespace) -> int:
+    """Write shards of a folder."""
+    from smsff.data import shards
+
+    return shards.run(arguments)
 
 
 def run_fetch(arguments: argparse.Namespace) -> int:

@@ -97,7 +97,10 @@ def test_weights_in_memory_beside_the_reference() -> None:
     assert one.frozen / 1e9 < memory.reference(other_base=False) / 3
 
 
-QUICK = ["startup", "data_loading", "train_step", "generators", "exports", "scaling", "mixed_adapters", "fidelity"]
+QUICK = [
+    "startup", "data_loading", "many_pictures", "train_step", "generators", "exports", "scaling", "mixed_adapters",
+    "fidelity",
+]  # fmt: skip
 
 
 @pytest.mark.slow

@@ -35,6 +35,7 @@ CHOICES = sorted(
 
 NEEDED = {
     "data=folder": ["data.root=photos"],
+    "data=shards": ["data.root=shards"],
     "task=style_lora": ["data.root=pictures"],
     "experiment=style_lora": ["data.root=pictures"],
     "generator=image": ["data=single"],

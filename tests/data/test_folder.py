@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from smsff.data import folder as folder_module
 from smsff.data.folder import BUNDLED, ImageFolder, split_by_name
 from smsff.errors import UserError
 
@@ -28,6 +29,17 @@ def test_unreadable_files_are_left_out_and_named(tmp_path: Path) -> None:
     assert "1.png" in folder.unreadable["1.png"]
     assert folder.captions == ["a photo", "a photo", "the last"]
     assert folder.sizes == [(10, 8), (12, 8), (13, 8)]
+
+
+def test_headers_read_by_several_processes_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path, 7)
+    (tmp_path / "4.png").write_bytes(b"")
+    alone = ImageFolder(tmp_path, default_caption="")
+    monkeypatch.setattr(folder_module, "MANY", 7)
+    several = ImageFolder(tmp_path, default_caption="")
+    assert several.unreadable.keys() == {"4.png"}
+    for name in ("names", "sizes", "unreadable"):
+        assert getattr(several, name) == getattr(alone, name)
 
 
 def test_nothing_to_train_on_names_the_key(tmp_path: Path) -> None:

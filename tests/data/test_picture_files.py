@@ -128,7 +128,7 @@ def test_every_way_in_gives_the_same_pixels(kind: str, mode: str, tmp_path: Path
         for name, way in ways.items():
             assert torch.equal(way, pixels), (orientation, name)
     folder = ImageFolder(tmp_path, default_caption="")
-    assert torch.equal(folder.load(folder.paths.index(path)), pixels)
+    assert torch.equal(folder.load(folder.names.index(path.name)), pixels)
     single = SingleImage(path=str(path), short_side=H, steps=1).image
     assert torch.equal(single, pixels / 127.5 - 1)
 
@@ -348,7 +348,7 @@ def test_contents_decide_what_is_read(tmp_path: Path) -> None:
     for name in ("e.DNG", "f.tif", "g.nef"):
         (tmp_path / name).write_bytes(preview)
     found, others = list_images(tmp_path)
-    assert [path.name for path in others] == ["b.jxl", "c.heif", "d.svg", "e.DNG", "g.nef"] if not images.HEIF else True
+    assert others == ["b.jxl", "c.heif", "d.svg", "e.DNG", "g.nef"] if not images.HEIF else True
     assert len(found) + len(others) == 11
     folder = ImageFolder(tmp_path, default_caption="")
     assert len(folder) == 5
@@ -394,7 +394,7 @@ def test_heic(tmp_path: Path) -> None:
         exif.load(picture.metadata.exif)
         assert (exif[0x0112], exif[0x010F]) == (1, "MakerX")
         assert image_size(tmp_path / "a.heic") == picture.to_pil().size
-        assert list_images(tmp_path)[0] == [tmp_path / "a.heic"]
+        assert list_images(tmp_path)[0] == ["a.heic"]
 
 
 def test_pictures_in_memory(identity: Stylizer) -> None:

@@ -46,8 +46,8 @@ def test_pictures_are_in_the_style_varied_captioned_and_reproducible(tmp_path: P
     loaded = [load_image(image) for image in images]
     assert [tuple(x.shape[1:]) for x in loaded] == [(192, 192), (160, 224), (224, 160), (192, 192)]
     assert [load_image(image).sum() for image in find_images(tmp_path / "b")] == [x.sum() for x in loaded]
-    captions = read_captions(tmp_path / "a", images)
-    assert [captions[image] for image in images] == ["a picture", "a picture", "a photo", "a picture"]
+    captions = read_captions(tmp_path / "a", [image.name for image in images])
+    assert [captions[image.name] for image in images] == ["a picture", "a picture", "a photo", "a picture"]
     photo = torch.rand(3, 9, 7)
     assert to_image(photo).size == (7, 9)
     styled = [x.float().std() for x in loaded]

@@ -250,7 +250,7 @@ ARGUMENTS: dict[str, Key] = {
     "prompts.template": Key("prompt of a sample; may have {trigger} and {caption}"),
     "prompts.caption_dropout": Key("share of the samples with the trigger alone", SHARE),
     "prompts.prompt_dropout": Key("share of the samples with the empty prompt", SHARE),
-    "data.root": Key("folder of images, nested or not, with or without captions; null: the bundled photos"),
+    "data.root": Key("folder of images, nested or not, or of shards, with or without captions; null: the bundled ones"),
     "data.path": Key("the picture; null: a bundled photo"),
     "data.crop_size": Key("side in pixels of a crop", PIXELS),
     "data.batch_size": Key("images in a step, of each process", PIXELS),

@@ -37,15 +37,15 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     root = Path(arguments.folder).expanduser()
-    images = find_images(root)
+    images = {image.relative_to(root).as_posix(): image for image in find_images(root)}
     if not images:
         raise UserError(f"{printable(root)}: no images in it or below it")
-    _drop_cut_lines(metadata_file(image, root) for image in images)
-    captioned = read_captions(root, images)  # also refuses a malformed file
+    _drop_cut_lines(metadata_file(image, root) for image in images.values())
+    captioned = read_captions(root, list(images))  # also refuses a malformed file
     print(f"{len(captioned)} of {len(images)} images have captions")
     if arguments.overwrite:
         captioned = {}
-    wanted = [image for image in images if image not in captioned]
+    wanted = [image for name, image in images.items() if name not in captioned]
     if not wanted:
         print("nothing to do; --overwrite makes new captions")
         return 0

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from smsff.data.images import NAMED, PICTURE_EXTENSIONS, printable, relative_name
+from smsff.data.images import NAMED, PICTURE_EXTENSIONS, ending, printable, walk
 from smsff.errors import UserError, shown
 
 METADATA = "metadata.jsonl"
@@ -57,8 +57,8 @@ class Problems:
             warn_each("captions", reasons)
 
 
-def read_captions(root: Path, images: Sequence[Path], *, problems: Problems | None = None) -> dict[Path, str]:
-    """Captions of those images that have one, each on one line.
+def read_captions(root: Path, images: Sequence[str], *, problems: Problems | None = None) -> dict[str, str]:
+    """Captions, each on one line, by name, of those images that have one.
 
     First choice is a table (`TABLES`) in the folder of the image, then one in the folder above, up to ``root``; its
     ``file_name`` is relative to the folder of the table. Of several lines about an image the last counts. Second choice
@@ -67,7 +67,7 @@ def read_captions(root: Path, images: Sequence[Path], *, problems: Problems | No
 
     Args:
         root: The folder that was searched.
-        images: Paths below ``root``, those that can be read.
+        images: Names as from `list_images`, of those that can be read.
         problems: Takes what there is to say. Without it the first that is ``wrong`` is raised, and the rest logged.
 
     Raises:
@@ -81,23 +81,26 @@ def read_captions(root: Path, images: Sequence[Path], *, problems: Problems | No
         problems.warn()
         return captions
     found = _Captions(root, images, problems)
-    folders = _other_files(root)
-    for folder, names in folders:
-        for table in sorted((n for n in names if n.lower() in TABLES), key=lambda n: TABLES.index(n.lower())):
-            for where, name, texts in reversed(list(_entries(folder / table, problems))):
-                found.add_named(where, folder, name, texts)
-    found.add_beside([folder / name for folder, names in folders for name in names if _ending(name) in TEXTS])
-    unknown: dict[str, list[Path]] = {}
-    for folder, names in folders:
-        for name in names:
-            if name.lower() not in TABLES and _ending(name) not in TEXTS:
-                unknown.setdefault(_ending(name), []).append(folder / name)
-    for ending, paths in unknown.items():
-        first = ", ".join(printable(relative_name(path, root)) for path in paths[:NAMED])
-        more = ", ..." if len(paths) > NAMED else ""
-        kind = ending or "without an ending"
+    others = [name for name in walk(root) if ending(name) not in PICTURE_EXTENSIONS]
+    others.sort(key=lambda name: (-name.count("/"), name))  # inner folders first
+    unknown: dict[str, list[str]] = {}
+    tables = []
+    for name in others:
+        folder, _, file = name.rpartition("/")
+        if file.lower() in TABLES:
+            tables.append((-name.count("/"), f"{folder}/", TABLES.index(file.lower()), name))
+        elif ending(name) not in TEXTS:
+            unknown.setdefault(ending(name), []).append(name)
+    for *_, table in sorted(tables):
+        for where, name, texts in reversed(list(_entries(root / table, problems))):
+            found.add_named(where, posixpath.dirname(table), name, texts)
+    found.add_beside([name for name in others if ending(name) in TEXTS])
+    for end, names in unknown.items():
+        first = ", ".join(map(printable, names[:NAMED]))
+        more = ", ..." if len(names) > NAMED else ""
+        kind = end or "without an ending"
         where = printable(root)
-        problems.absent[f"{where}/*{ending}"] = f"{where}: not read: {len(paths)} {kind} ({first}{more})"
+        problems.absent[f"{where}/*{end}"] = f"{where}: not read: {len(names)} {kind} ({first}{more})"
     return found.texts
 
 
@@ -126,31 +129,30 @@ def decode_text(data: bytes) -> tuple[str, str]:
 class _Captions:
     """The captions found so far; the first of an image stays, and a later one that differs is named."""
 
-    def __init__(self, root: Path, images: Sequence[Path], problems: Problems) -> None:
+    def __init__(self, root: Path, images: Sequence[str], problems: Problems) -> None:
         self.root, self.problems = root, problems
-        self.texts: dict[Path, str] = {}
-        self._places: dict[Path, str] = {}
-        self._names = _Names(images, lambda image: relative_name(image, root))
-        self._stems = _Names(images, lambda image: os.path.splitext(relative_name(image, root))[0])
+        self.texts: dict[str, str] = {}
+        self._places: dict[str, str] = {}
+        self._names = _Names(images, str)
+        self._stems = _Names(images, lambda image: os.path.splitext(image)[0])
 
-    def add_named(self, where: str, folder: Path, name: str, texts: Mapping[str, str]) -> None:
-        """Captions by key of a table's line for the image of this name, the one that prevails first."""
-        inside = relative_name(folder, self.root)
+    def add_named(self, where: str, folder: str, name: str, texts: Mapping[str, str]) -> None:
+        """Captions by key of a line for the image of this name in a folder, the one that prevails first."""
         for variant in (name, name.replace("\\", "/")):
-            if images := self._names.get(posixpath.normpath(posixpath.join(inside, variant))):
+            if images := self._names.get(posixpath.normpath(posixpath.join(folder, variant))):
                 for key, text in texts.items():
                     self._add(f"{where}, {key}", images[0], text)
                 return
         self.problems.absent[where] = f"{where}: there is no readable image {shown(name)}"
 
-    def add_beside(self, paths: Iterable[Path]) -> None:
+    def add_beside(self, files: Iterable[str]) -> None:
         """Captions of text files for the images beside them."""
         found = []
-        for path in paths:
-            name = os.path.splitext(relative_name(path, self.root))[0]
-            exact = self._names.get(name) if _ending(name) in PICTURE_EXTENSIONS else []
+        for file in files:
+            name, path = os.path.splitext(file)[0], self.root / file
+            exact = self._names.get(name) if ending(name) in PICTURE_EXTENSIONS else []
             if images := exact or self._stems.get(name):
-                found.append((not exact, TEXTS.index(_ending(path)), path, images))
+                found.append((not exact, TEXTS.index(ending(file)), path, images))
             else:
                 self.problems.absent[printable(path)] = f"{printable(path)}: there is no readable image of this name"
         for _, _, path, images in sorted(found):
@@ -158,12 +160,12 @@ class _Captions:
             for image in images:
                 self._add(printable(path), image, text)
 
-    def _add(self, where: str, image: Path, text: str) -> None:
-        text = " ".join(text.split())
+    def _add(self, where: str, image: str, text: str) -> None:
+        text = " ".join(text.split()).encode("utf-8", "replace").decode()  # JSON can hold half a character
         if text and image not in self.texts:
             self.texts[image], self._places[image] = text, where
         elif text and self.texts[image] != text:
-            name = printable(relative_name(image, self.root))
+            name = printable(image)
             self.problems.absent[f"{where}, {name}"] = (
                 f"{where}: not used, for {name} has another caption in {self._places[image]}"
             )
@@ -178,15 +180,15 @@ class _Names:
         lambda name: unicodedata.normalize("NFC", name).casefold(),
     )
 
-    def __init__(self, images: Sequence[Path], name: Callable[[Path], str]) -> None:
+    def __init__(self, images: Sequence[str], name: Callable[[str], str]) -> None:
         self._images, self._name = images, name
-        self._indices: list[dict[str, list[Path]]] = []
+        self._indices: list[dict[str, list[str]]] = []
 
-    def get(self, name: str) -> list[Path]:
+    def get(self, name: str) -> list[str]:
         """The images of this name, else the only one of this name in another form, else none."""
         for number, form in enumerate(self.FORMS):
             if number == len(self._indices):  # made when first needed: there may be a million images
-                index: dict[str, list[Path]] = {}
+                index: dict[str, list[str]] = {}
                 for image in self._images:
                     index.setdefault(form(self._name(image)), []).append(image)
                 self._indices.append(index)
@@ -196,29 +198,9 @@ class _Names:
         return []
 
 
-def _other_files(root: Path) -> list[tuple[Path, list[str]]]:
-    """The names of all files that are no images, by folder, inner folders first; hidden ones left out.
-
-    Links are followed as `find_images` does, so that the files of a folder have the same path as its images.
-    """
-    found, seen = [], set()
-    for folder, below, names in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        below[:] = [] if real in seen else sorted((n for n in below if n[0] != "."), key=lambda name: f"{name}/")
-        if real not in seen:
-            others = sorted(n for n in names if n[0] != "." and _ending(n) not in PICTURE_EXTENSIONS)
-            found.append((Path(folder), others))
-        seen.add(real)
-    return sorted(found, key=lambda one: -len(one[0].parts))
-
-
-def _ending(name: str | Path) -> str:
-    return os.path.splitext(name)[1].lower()
-
-
 def _entries(path: Path, problems: Problems) -> Iterator[tuple[str, str, dict[str, str]]]:
     """(where, file name, captions by key) of every line or entry of a table that can be understood."""
-    records = {".csv": _rows, ".json": _objects}.get(_ending(path), _lines)
+    records = {".csv": _rows, ".json": _objects}.get(ending(path), _lines)
     for where, record in records(printable(path), _read(path, problems), problems):
         texts = {key: record[key] for key in KEYS if key in record} if isinstance(record, Mapping) else {}
         given = {key: text for key, text in texts.items() if text is not None}

@@ -339,7 +339,7 @@ class ImageDataModule(LightningDataModule):
         self.bad_captions |= folder.problems.wrong | folder.problems.absent
         if getattr(rank_zero_only, "rank", 0) == 0:
             if folder.others:
-                log.warning("left out: %s", describe_others(folder.others, folder.root))
+                log.warning("left out: %s", describe_others(folder.others))
             folder.problems.warn()
         self._stop_if_too_many(folder.problems.wrong, "captions cannot be read")
 

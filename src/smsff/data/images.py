@@ -8,7 +8,7 @@ import os
 import stat
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.util import find_spec
@@ -71,9 +71,9 @@ def printable(path: str | Path) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def relative_name(path: Path, root: Path) -> str:
-    """The name of an image within its folder: relative, with forward slashes on every system."""
-    return path.relative_to(root).as_posix()
+def ending(name: str | Path) -> str:
+    """The extension of a file's name, in lower case and with its dot; empty for none."""
+    return os.path.splitext(name)[1].lower()
 
 
 @dataclass(frozen=True)
@@ -109,19 +109,19 @@ class Picture:
 
 def find_images(root: str | Path) -> list[Path]:
     """All image files below a folder, as `list_images` finds them; pictures of other kinds are named in the log."""
-    images, others = list_images(root)
+    names, others = list_images(root)
     if others:
-        log.warning("left out: %s", describe_others(others, Path(root)))
-    return images
+        log.warning("left out: %s", describe_others(others))
+    return [Path(root) / name for name in names]
 
 
-def list_images(root: str | Path) -> tuple[list[Path], list[Path]]:
-    """Image files below a folder, and pictures of other kinds, which are not read.
+def list_images(root: str | Path) -> tuple[list[str], list[str]]:
+    """Names of the image files below a folder, and of pictures of other kinds, which are not read.
 
-    Both are sorted by relative name (code points, so the same on every file system). The extension decides, in any
-    case; of `OTHER_EXTENSIONS`, camera raw excepted, those are images that hold a format that is read. Hidden files and
-    folders (leading dot) are left out; links to folders are followed, each real folder once, so a link loop ends. A
-    folder that cannot be listed is left out and named in the log.
+    Both are relative, with forward slashes, and sorted (code points, so the same on every file system). The extension
+    decides, in any case; of `OTHER_EXTENSIONS`, camera raw excepted, those are images that hold a format that is read.
+    Hidden files and folders (leading dot) are left out; links to folders are followed, each real folder once, so a link
+    loop ends. A folder that cannot be listed is left out and named in the log.
 
     Raises:
         UserError: If ``root`` is not a folder.
@@ -129,59 +129,48 @@ def list_images(root: str | Path) -> tuple[list[Path], list[Path]]:
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"{printable(root)} is not a folder")
-    images: list[Path] = []
-    others: list[Path] = []
-    for name in sorted(_walk(os.fspath(root))):
-        path = root / name
+    names: list[str] = []
+    others: list[str] = []
+    for name in sorted(name for name in walk(root, onerror=_warn_of_folder) if ending(name) in PICTURE_EXTENSIONS):
         try:
-            if path.suffix.lower() not in EXTENSIONS:
-                image_size(path)
-            images.append(path)
+            if ending(name) not in EXTENSIONS:
+                image_size(root / name)
+            names.append(name)
         except ImageError:
-            others.append(path)
-    return images, others
+            others.append(name)
+    return names, others
 
 
-def describe_others(others: Sequence[Path], root: Path) -> str:
+def describe_others(others: Sequence[str]) -> str:
     """One sentence on pictures that are not read: how many of each kind, and the names of the first."""
-    kinds = Counter(path.suffix.lower() for path in others)
+    kinds = Counter(map(ending, others))
     counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
-    names = ", ".join(printable(relative_name(path, root)) for path in others[:NAMED])
+    names = ", ".join(map(printable, others[:NAMED]))
     more = f", {len(others) - NAMED} more" if len(others) > NAMED else ""
     extra = "; .heic and .heif need pip install 'smsff[heic]'" if not HEIF and HEIF_EXTENSIONS & set(kinds) else ""
     return f"{len(others)} pictures of kinds that are not read ({counts}): {names}{more}{extra}"
 
 
-def _walk(root: str) -> Iterator[str]:
-    """Names relative to the root, as text: a million of them have to be sorted."""
+def _warn_of_folder(error: OSError) -> None:
+    log.warning("left out: %s: cannot be listed: %s", printable(error.filename), error.strerror)
+
+
+def walk(root: Path, *, onerror: Callable[[OSError], None] | None = None) -> Iterator[str]:
+    """Names of all files below a folder, relative and with forward slashes; links and hidden ones as in `list_images`.
+
+    ``onerror`` is told of a folder that cannot be listed.
+    """
     seen: set[str] = set()
-    waiting = [""]
-    while waiting:
-        folder = waiting.pop()
-        real = os.path.realpath(os.path.join(root, folder))
+    for folder, below, names in os.walk(root, followlinks=True, onerror=onerror):
+        real = os.path.realpath(folder)
         if real in seen:
+            below.clear()
             continue
         seen.add(real)
-        try:
-            with os.scandir(real) as listing:
-                entries = [(entry.name, _is_folder(entry)) for entry in listing if not entry.name.startswith(".")]
-        except OSError as error:
-            log.warning(
-                "left out: %s: cannot be listed: %s", printable(os.path.join(root, folder[:-1])), error.strerror
-            )
-            continue
-        # The last is taken first: sorted, so that of two links to one folder the same one is taken everywhere.
-        waiting += sorted((f"{folder}{name}/" for name, is_folder in entries if is_folder), reverse=True)
-        for name, is_folder in entries:
-            if not is_folder and os.path.splitext(name)[1].lower() in PICTURE_EXTENSIONS:
-                yield folder + name
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself
-        return False
+        # Sorted, so that of two links to one folder the same one is taken everywhere.
+        below[:] = sorted((name for name in below if name[0] != "."), key=lambda name: f"{name}/")
+        inside = "" if folder == os.fspath(root) else f"{os.path.relpath(folder, root)}/"
+        yield from (inside + name for name in names if name[0] != ".")
 
 
 def image_size(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
@@ -202,16 +191,22 @@ def image_size(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int, 
         raise _image_error(path, error) from error
 
 
-def load_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Tensor:
+def load_image(path: str | Path, *, max_pixels: int = MAX_PIXELS, data: bytes | None = None) -> Tensor:
     """`read_picture` laid over white: RGB (3, H, W) uint8.
 
     Raises:
         ImageError: See `read_picture`.
     """
-    return read_picture(path, max_pixels=max_pixels, metadata=False).on_white()
+    return read_picture(path, max_pixels=max_pixels, metadata=False, data=data).on_white()
 
 
-def read_picture(source: str | Path | Image.Image, *, max_pixels: int = MAX_PIXELS, metadata: bool = True) -> Picture:
+def read_picture(
+    source: str | Path | Image.Image,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    metadata: bool = True,
+    data: bytes | None = None,
+) -> Picture:
     """Read a picture, whatever kind of file or image of PIL it is; the one way in for everything.
 
     EXIF orientation is applied, colours are converted to sRGB by the embedded profile, grey, palette, CMYK, Lab and
@@ -222,6 +217,7 @@ def read_picture(source: str | Path | Image.Image, *, max_pixels: int = MAX_PIXE
         source: A file, or an image, which is not changed.
         max_pixels: Pictures with more are refused before they are decoded.
         metadata: Whether to read what is said beside the pixels.
+        data: The bytes of the file, if they do not lie there by themselves; then ``source`` only names it.
 
     Raises:
         ImageError: If the picture cannot be decoded completely, or has more than ``max_pixels``; names the file.
@@ -236,8 +232,9 @@ def read_picture(source: str | Path | Image.Image, *, max_pixels: int = MAX_PIXE
         except Exception as error:  # as below
             raise _image_error(name, error) from error
     try:
-        _check_file(source)
-        data = Path(source).read_bytes()
+        if data is None:
+            _check_file(source)
+            data = Path(source).read_bytes()
         with _open(io.BytesIO(data), max_pixels) as image:
             if image.format in ("JPEG", "MPO"):
                 _check_scans(data, image.width * image.height)
@@ -327,7 +324,7 @@ def _check_file(path: str | Path) -> None:
     mode = os.stat(path).st_mode
     if not stat.S_ISREG(mode):  # reading a pipe would wait for ever
         raise ValueError("not a regular file")
-    if os.path.splitext(path)[1].lower() in RAW_EXTENSIONS:
+    if ending(path) in RAW_EXTENSIONS:
         raise ValueError("a camera raw file; develop it to JPEG, PNG or TIFF")
 
 
@@ -362,7 +359,12 @@ def _check_header(image: Image.Image, max_pixels: int) -> None:
     if DNG_VERSION in tags or tags.get(TAG.NewSubfileType) == 1:
         raise ValueError("a camera raw file, or one that begins with a preview; develop it to JPEG, PNG or TIFF")
     if image.width * image.height > max_pixels:
-        raise ValueError(f"{image.width} x {image.height} pixels are more than {max_pixels:,}")
+        raise ValueError(too_large(image.width, image.height, max_pixels))
+
+
+def too_large(width: int, height: int, max_pixels: int) -> str:
+    """Why a picture of this size is not read."""
+    return f"{width} x {height} pixels are more than {max_pixels:,}"
 
 
 def _check_scans(data: bytes, pixels: int) -> None:
@@ -395,7 +397,7 @@ def _image_error(path: str | Path, error: Exception) -> ImageError:
     # PIL says "cannot identify image file <the object>", torchvision names its source file: neither helps.
     if isinstance(error, UnidentifiedImageError):
         reason = "not an image of a known format"
-        if not HEIF and Path(path).suffix.lower() in HEIF_EXTENSIONS:
+        if not HEIF and ending(path) in HEIF_EXTENSIONS:
             reason = "HEIC needs pip install 'smsff[heic]'"
     reason = "damaged or truncated" if "decode_jpeg" in reason else reason
     return ImageError(f"{printable(path)}: cannot be read as an image: {reason}")

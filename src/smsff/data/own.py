@@ -9,9 +9,11 @@ OWN = "data/photos"
 
 
 def own_photos() -> str | None:
-    """`OWN` if there are pictures of any kind in or below it, else None: for ``${own_photos:}`` in a configuration."""
+    """`OWN` if it holds shards or pictures of any kind, else None: for ``${own_photos:}`` in a configuration."""
     if not Path(OWN).is_dir():
         return None
-    from smsff.data.images import list_images  # imports torch, which a configuration alone does not need
+    from smsff.data.folder import is_shards  # imports torch, which a configuration alone does not need
+    from smsff.data.images import PICTURE_EXTENSIONS, ending, walk
 
-    return OWN if any(list_images(OWN)) else None
+    root = Path(OWN)
+    return OWN if is_shards(root) or any(ending(name) in PICTURE_EXTENSIONS for name in walk(root)) else None

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from smsff.data.captions import read_captions
-from smsff.data.images import find_images, printable, relative_name
+from smsff.data.images import find_images, printable
 from smsff.errors import UserError
 from smsff.weights.files import file_sha256
 
@@ -51,7 +51,7 @@ class _Folder:
         found = find_images(root)
         if not found:
             raise UserError(f"{option} {printable(root)}: there are no images in it")
-        self.by_name = {relative_name(path, root): path for path in found}
+        self.by_name = {path.relative_to(root).as_posix(): path for path in found}
         self.by_stem: dict[str, list[Path]] = {}
         for name, path in self.by_name.items():
             self.by_stem.setdefault(_stem(name), []).append(path)
@@ -86,7 +86,7 @@ def pair_up(
     ours, contents = _Folder(results, "RESULTS"), _Folder(content, "--content")
     truths = _Folder(truth, "--truth") if truth else None
     others = [_Folder(rival, "--against") for rival in rivals]
-    captions = read_captions(content, list(contents.by_name.values()))
+    captions = read_captions(content, list(contents.by_name))
     pairs, left_out, used = [], {}, set()
     for name, path in ours.by_name.items():
         if skip and path.resolve().is_relative_to(skip.resolve()):
@@ -104,7 +104,7 @@ def pair_up(
                 content=source,
                 truth=true,
                 rivals=tuple(folder.get(name) for folder in others),
-                caption=captions.get(source, ""),
+                caption=captions.get(source.relative_to(content).as_posix(), ""),
             )
         )
     for name, path in contents.by_name.items():

@@ -71,7 +71,7 @@ def _expand(item: Path, out: Path) -> list[tuple[Path, Path]]:
     inside = _resolved(out)
     found: list[Path] = []
     for match in matches:
-        files = [path for part in list_images(match) for path in part] if match.is_dir() else [match]
+        files = [match / name for part in list_images(match) for name in part] if match.is_dir() else [match]
         found += [path for path in files if path.suffix.lower() in PICTURE_EXTENSIONS]
     found = [path for path in found if inside not in _resolved(path).parents]
     if not found:

@@ -132,13 +132,21 @@ def _data_problems(data: Mapping[str, Any], prefix: str = "data") -> Iterator[st
 
 def _pictures(data: Mapping[str, Any]) -> tuple[dict[str, Any] | None, list[str]]:
     """How many pictures data.root has by their names, and what is left out of it; a problem if there are none."""
+    from smsff.data.folder import ImageFolder, is_shards
     from smsff.data.images import describe_others, list_images
 
     root = Path(str(data.get("root") or "")).expanduser()
     if not data.get("root") or not root.is_dir():
         return None, []
-    images, others = list_images(root)
-    left_out = describe_others(others, root) if others else None
+    if is_shards(root):
+        try:
+            folder = ImageFolder(root, default_caption="")
+        except UserError as error:
+            return None, [str(error)]
+        images, others = folder.names, folder.others
+    else:
+        images, others = list_images(root)
+    left_out = describe_others(others) if others else None
     problem = f"data.root={data['root']}: no images in it or below it" + (f"; left out: {left_out}" if others else "")
     return {"images": len(images), "left_out": left_out}, [] if images else [problem]
 
