@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from smsff import __version__
+from smsff.compare import command as compare_command
 from smsff.errors import UserError
 from smsff.pipes import tolerate_closed
 from smsff.report import command as report_command
@@ -48,6 +49,7 @@ def parser() -> argparse.ArgumentParser:
     _add_caption(commands)
     evaluate.add_command(commands)
     report_command.add_command(commands)
+    compare_command.add_command(commands)
     return top
 
 

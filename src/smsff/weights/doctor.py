@@ -43,8 +43,7 @@ def doctor(overrides: Sequence[str], *, conf: str | None = None, verify: bool = 
 
 def examine(plain: Mapping[str, Any], *, overrides: Sequence[str] = (), verify: bool = False) -> dict[str, Any]:
     """The report on a resolved configuration, as plain containers; it proposes a command with these overrides."""
-    locked = read_lock()
-    found = [look(need, locked.get(need.name), verify=verify) for need in needs(plain)]
+    found = _look(plain, verify=verify)
     machine = describe_machine()
     teacher, trainer = plain.get("teacher") or {}, plain.get("trainer") or {}
     run_dir = room(Path(plain["run_dir"]))
@@ -82,6 +81,16 @@ def examine(plain: Mapping[str, Any], *, overrides: Sequence[str] = (), verify: 
         "versions": versions(),
         "problems": problems,
     }
+
+
+def _look(plain: Mapping[str, Any], *, verify: bool = False) -> list[Status]:
+    locked = read_lock()
+    return [look(need, locked.get(need.name), verify=verify) for need in needs(plain)]
+
+
+def missing_weights(plain: Mapping[str, Any], overrides: Sequence[str]) -> list[str]:
+    """One sentence for each weight of a resolved configuration that is not there, with the command that fetches it."""
+    return [_problem(status, overrides) for status in _look(plain) if status.state != "there"]
 
 
 def _source(need: Need) -> str | None:

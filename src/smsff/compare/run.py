@@ -1,0 +1,260 @@
+"""Make the pictures of a plan, measure them, and gather what came of it; whatever is there is not made again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import statistics
+import sys
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from smsff.atomic import write_aside
+from smsff.compare.methods import Made, Photo, Setting, open_method, run_folder
+from smsff.compare.plan import Job, Plan, filled, jobs
+from smsff.compare.training import training_seconds
+from smsff.data.captions import METADATA, read_captions
+from smsff.data.crops import resize
+from smsff.data.images import find_images, load_image, printable, relative_name, to_image
+from smsff.errors import UserError
+from smsff.metrics.evaluation import Networks
+from smsff.metrics.networks import Found
+from smsff.metrics.pairs import set_sha256
+from smsff.report.evaluate import PROTOCOL, measured
+from smsff.training.callbacks.summary import write_json
+from smsff.weights.compose import composed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measuring:
+    """Which figures are measured and with what, as `load_networks` gives it; `missing` says why others are not."""
+
+    groups: Sequence[str]
+    networks: Networks
+    found: Mapping[str, Found]
+    missing: Mapping[str, str]
+
+
+def prepare(plan: Plan, source: str, folder: Path) -> list[Photo]:
+    """The photos of the comparison, resized and cropped as the plan says, with their captions, in one folder.
+
+    Raises:
+        UserError: there are none, or the folder holds those of another comparison.
+    """
+    root = Path(source).expanduser()
+    found = find_images(root)
+    if not found:
+        raise UserError(f"{printable(root)}: there are no images in it")
+    made = {"photos": set_sha256(found), "short_side": plan.short_side, "multiple": plan.multiple}
+    captions = read_captions(root, found)
+    photos = []
+    for number, path in enumerate(found):
+        name = Path(relative_name(path, root)).with_suffix(".png").as_posix()
+        photos.append(Photo(name=name, path=folder / name, caption=captions.get(path, ""), number=number))
+    note = folder.with_suffix(".json")
+    if note.is_file():
+        if json.loads(note.read_text()) != made:
+            raise UserError(f"{printable(folder)} holds other photos, or of another size; take another --out")
+        return photos
+    for path, photo in zip(found, photos, strict=True):
+        x = load_image(path)
+        height, width = x.shape[1:]
+        if plan.short_side:
+            factor = plan.short_side / min(height, width)
+            x = resize(x, round(height * factor), round(width * factor))
+        bottom, right = (side // plan.multiple * plan.multiple for side in x.shape[1:])
+        top, left = (x.shape[1] - bottom) // 2, (x.shape[2] - right) // 2
+        save(to_image(x[:, top : top + bottom, left : left + right]), photo.path)
+    lines = [json.dumps({"file_name": photo.name, "text": photo.caption}) for photo in photos if photo.caption]
+    write_aside(folder / METADATA, lambda aside: aside.write_text("".join(f"{line}\n" for line in lines)))
+    write_json(note, made)
+    return photos
+
+
+def save(image: Image.Image, path: Path) -> None:
+    """A PNG file that is whole or not there."""
+    write_aside(path, lambda aside: image.save(aside, "PNG"))
+
+
+def claim(setting: Setting, job: Job) -> None:
+    """Note what a job's folder holds.
+
+    Raises:
+        UserError: it holds pictures that were made in another way.
+    """
+    row = setting.plan.rows[job.row]
+    made = {row.method: getattr(row, row.method), "candidate": row.candidates[job.candidate]}
+    if row.method in ("train", "per_image"):
+        made["overrides"] = setting.plan.overrides
+    note = job.folder / "row.json"
+    if note.is_file() and json.loads(note.read_text()) != made:
+        raise UserError(f"{printable(job.folder)} holds pictures that were made in another way; remove it, or take "
+                        "another --out")  # fmt: skip
+    if not note.is_file():
+        write_json(note, made)
+
+
+def make_all(setting: Setting, wanted: Sequence[Job], photos: Sequence[Photo], part: str) -> dict[Job, str]:
+    """Make the pictures that are not there; why a job has not all of them, by job."""
+    reasons: dict[Job, str] = {}
+    console = Console(file=sys.stderr, soft_wrap=True, highlight=False, markup=False)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bars:
+        task = bars.add_task("", total=len(wanted) * len(photos))
+        for job in wanted:
+            folder = job.folder / part
+            left = [photo for photo in photos if not (folder / photo.name).is_file()]
+            bars.update(task, description=str(job), advance=len(photos) - len(left))
+            if not left:
+                continue
+            try:
+                method = open_method(setting, job)
+                for photo in left:
+                    _make(method(photo), photo, folder)
+                    shutil.rmtree(run_folder(job, photo) / "checkpoints", ignore_errors=True)
+                    bars.advance(task)
+            except Exception as error:  # whatever it is, it must not stop the other rows
+                first = (str(error).splitlines() or [""])[0]
+                reasons[job] = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {first}"
+                console.print(f"{job}: {reasons[job]}")
+            method = None  # frees its networks before the next
+    return reasons
+
+
+def _make(made: Made, photo: Photo, folder: Path) -> None:
+    """Write a picture in the size of its photo, and before it what it cost."""
+    size = Image.open(photo.path).size
+    costs = folder.with_suffix(".json")
+    known = json.loads(costs.read_text()) if costs.is_file() else {}
+    resized = f"{made.image.width} x {made.image.height}" if made.image.size != size else None
+    write_json(costs, {**known, photo.name: {"seconds": made.seconds, "memory": made.memory, "resized": resized}})
+    save(made.image.resize(size, Image.Resampling.BICUBIC) if resized else made.image, folder / photo.name)
+
+
+def evaluated(setting: Setting, job: Job, part: str, measuring: Measuring) -> dict[str, Any] | None:
+    """The evaluation of a job's pictures, kept beside them; None without pictures."""
+    plan, pictures, content = setting.plan, job.folder / part, setting.out / "photos" / part
+    if not pictures.is_dir() or not (results := find_images(pictures)):
+        return None
+    style, truth = (filled(path, job.style, setting.out) for path in (plan.style_pictures, plan.truth))
+    prompt = plan.prompt and plan.prompt.replace("{words}", _words(setting.conf, job.style))
+    question = {"results": pictures, "content": content, "style": style, "truth": truth, "prompt": prompt}
+    sets = [set_sha256(find_images(path)) if path else None for path in (content, style, truth)]
+    hashes = {name: item.sha256 for name, item in measuring.found.items()}
+    asked = json.dumps([PROTOCOL, set_sha256(results), sets, prompt, list(measuring.groups), hashes])
+    key, file = hashlib.sha256(asked.encode()).hexdigest(), job.folder / f"{part}_evaluation.json"
+    if file.is_file() and (kept := json.loads(file.read_text()))["key"] == key:
+        return dict(kept)
+    given = {"artfid": style, "fid": style, "kid": style, "pickscore": prompt, "truth": truth}
+    groups = [group for group in measuring.groups if given.get(group, True) is not None]
+    arguments = Namespace(**question, against=[], device=setting.device)
+    found = measured(arguments, groups, measuring.networks, measuring.found, measuring.missing)
+    write_json(file, {**found, "key": key})
+    return found
+
+
+def _words(conf: Path, style: str) -> str:
+    return str(composed(conf, [f"style={style}"])["style"]["words"])
+
+
+def compare(setting: Setting, measuring: Measuring, *, rows: Sequence[str], making: bool = True) -> dict[str, Any]:
+    """The content of results.json for some rows of the plan.
+
+    Args:
+        making: False only gathers what is there.
+
+    Raises:
+        UserError: a folder of the results holds something else.
+    """
+    plan, out = setting.plan, setting.out
+    for style in dict.fromkeys(style for name in rows for style in plan.rows[name].styles or plan.styles):
+        _words(setting.conf, style)  # refuses an unknown style
+        for path in filter(None, (filled(key, style, out) for key in (plan.style_pictures, plan.truth))):
+            if not find_images(path):
+                raise UserError(f"{printable(path)}: there are no images in it")
+    photos = {part: prepare(plan, source, out / "photos" / part) for part, source in
+              (("test", plan.content), ("val", plan.val)) if source}  # fmt: skip
+    reasons: dict[Job, str] = {}
+
+    def make(wanted: Sequence[Job], part: str) -> None:
+        for job in wanted:
+            claim(setting, job)
+        if making:
+            reasons.update(make_all(setting, wanted, photos[part], part))
+
+    chosen: dict[str, str] = {}
+    validation: dict[str, dict[str, float | None]] = {}
+    for name in rows:
+        candidates = plan.rows[name].candidates
+        if len(candidates) > 1:
+            trial = {candidate: jobs(plan, out, name, candidate, choosing=True) for candidate in candidates}
+            make([job for part in trial.values() for job in part], "val")
+            validation[name] = {c: _composite(setting, some, measuring) for c, some in trial.items()}
+        known = {
+            c: score for c, score in validation.get(name, dict.fromkeys(candidates, 0.0)).items() if score is not None
+        }
+        chosen[name] = min(known, key=known.__getitem__) if known else next(iter(candidates))
+    wanted = [job for name in rows for job in jobs(plan, out, name, chosen[name])]
+    seeds = {name: plan.rows[name].seeds or plan.seeds for name in rows}
+    make(sorted(wanted, key=lambda job: seeds[job.row].index(job.seed)), "test")  # whole seeds are finished early
+    sets, records, messages = [], [], {key: {} for key in ("notes", "not_measured", "left_out")}
+    for job in wanted:
+        try:
+            content = evaluated(setting, job, "test", measuring)
+        except UserError as error:  # pictures that are too small for a figure
+            reasons.setdefault(job, str(error))
+            continue
+        if content is None:
+            reasons.setdefault(job, "not made yet")
+            continue
+        costs = json.loads((job.folder / "test.json").read_text())
+        label = {"row": job.row, "style": job.style, "seed": job.seed}
+        known = {key: [c[key] for c in costs.values() if c[key] is not None] for key in ("seconds", "memory")}
+        sets.append({**label, "figures": content["figures"], "training_seconds": training_seconds(job.folder)}
+                    | {"seconds": statistics.median(known["seconds"]) if known["seconds"] else None}
+                    | {"memory": max(known["memory"], default=None)})  # fmt: skip
+        for name, pair in content["pairs"].items():
+            picture = (job.folder / "test" / name).relative_to(out).as_posix()
+            records.append({**label, "photo": Path(name).with_suffix("").as_posix(), "figures": pair["figures"]}
+                           | {"picture": picture, **costs.get(name, {})})  # fmt: skip
+        resized = {cost["resized"] for cost in costs.values()} - {None}
+        messages["notes"] |= {f"{job.row}: resized from {', '.join(sorted(resized))} pixels": None} if resized else {}
+        messages["notes"] |= dict.fromkeys(content["notes"])
+        messages["not_measured"] |= content["not_measured"]
+        messages["left_out"] |= {f"{job}: {name}": reason for name, reason in content["left_out"].items()}
+    return {
+        "title": plan.title,
+        "note": plan.note,
+        "photos": {Path(p.name).with_suffix("").as_posix(): f"photos/test/{p.name}" for p in photos["test"]},
+        "rows": {
+            name: {
+                "method": plan.rows[name].method,
+                "control": plan.rows[name].control,
+                "paper": plan.rows[name].paper,
+                "candidate": chosen[name],
+                "validation": validation.get(name, {}),
+                "missing": list(dict.fromkeys(reason for job, reason in reasons.items() if job.row == name)),
+            }
+            for name in rows
+        },
+        "sets": sets,
+        "records": records,
+        **messages,
+        "notes": list(messages["notes"]),
+    }
+
+
+def _composite(setting: Setting, some: Sequence[Job], measuring: Measuring) -> float | None:
+    """Mean composite on the validation photos; None if a job has not all its pictures."""
+    found = [evaluated(setting, job, "val", measuring) for job in some]
+    if any(content is None or content["left_out"] for content in found):
+        return None
+    return statistics.fmean(content["figures"]["composite"]["value"] for content in found if content)
