@@ -16,7 +16,7 @@ from PIL import Image
 from smsff.compare.plan import Job, Plan, filled
 from smsff.compare.training import optimised_photo, train, trained_network
 from smsff.config.overrides import quoted
-from smsff.data.images import find_images, load_image, read_picture, to_image
+from smsff.data.images import load_image, read_picture, to_image
 from smsff.errors import UserError
 from smsff.metrics.pairs import PictureFolder
 from smsff.stylize.export import export_checkpoint
@@ -96,11 +96,16 @@ def _ready(folder: Path | None) -> Method:
 
 def _optimised(setting: Setting, job: Job, overrides: Sequence[str], photo: Photo) -> Made:
     width, height = Image.open(photo.path).size
-    data = [f"data.path={quoted(str(photo.path))}", f"data.short_side={min(width, height)}"]
-    data += [f"data.multiple={setting.plan.multiple}", f"data.caption={quoted(photo.caption)}"]
+    own = [word for word in overrides if not word.startswith(("data=", "data."))]  # those are for networks
+    own += [f"data.path={quoted(str(photo.path))}", f"data.short_side={min(width, height)}"]
+    own += [f"data.multiple={setting.plan.multiple}", f"data.caption={quoted(photo.caption)}"]
     folder = run_folder(job, photo)
-    seconds, memory = train(folder, [*overrides, *data], setting.conf)
+    seconds, memory = train(folder, own, setting.conf)
     return Made(image=optimised_photo(folder), seconds=seconds, memory=memory)
+
+
+def _baseline(setting: Setting, job: Job, words: Sequence[str]) -> Method:
+    raise UserError(f"{words[0]}: baselines are not here yet")
 
 
 def run_folder(job: Job, photo: Photo) -> Path:

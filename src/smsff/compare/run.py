@@ -43,13 +43,12 @@ class Measuring:
     missing: Mapping[str, str]
 
 
-def prepare(plan: Plan, source: str, folder: Path) -> list[Photo]:
+def prepare(plan: Plan, root: Path, folder: Path) -> list[Photo]:
     """The photos of the comparison, resized and cropped as the plan says, with their captions, in one folder.
 
     Raises:
         UserError: there are none, or the folder holds those of another comparison.
     """
-    root = Path(source).expanduser()
     found = find_images(root)
     if not found:
         raise UserError(f"{printable(root)}: there are no images in it")
@@ -180,8 +179,8 @@ def compare(setting: Setting, measuring: Measuring, *, rows: Sequence[str], maki
         for path in filter(None, (filled(key, style, out) for key in (plan.style_pictures, plan.truth))):
             if not find_images(path):
                 raise UserError(f"{printable(path)}: there are no images in it")
-    photos = {part: prepare(plan, source, out / "photos" / part) for part, source in
-              (("test", plan.content), ("val", plan.val)) if source}  # fmt: skip
+    sources = {"test": filled(plan.content, "", out), "val": filled(plan.val, "", out)}
+    photos = {part: prepare(plan, source, out / "photos" / part) for part, source in sources.items() if source}
     reasons: dict[Job, str] = {}
 
     def make(wanted: Sequence[Job], part: str) -> None:

@@ -19,8 +19,9 @@ FILE = "results.json"
 COSTS = {"seconds": ("seconds a picture", 1.0, 2), "memory": ("peak memory, GB", 1e-9, 2)}
 """Heading, unit and decimals."""
 TEXT = (
-    "Mean over the styles; ± is the standard deviation over seeds; in brackets the paper's own figure. Seconds: median over "
-    "the photos; memory: of the process, or of the GPU where one computes. Highlighted: the methods; other rows are controls."
+    "Mean over the styles; ± is the standard deviation over seeds; in brackets the paper's own figure. Seconds: median "
+    "over the photos; memory: of the process, or of the GPU where one computes. Highlighted: the methods; others are "
+    "controls."
 )
 
 
@@ -70,8 +71,8 @@ def _styles(content: Mapping[str, Any]) -> list[str]:
 def _messages(content: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
     rows = content["rows"].items()
     chosen = [
-        f"{name}: {', '.join(f'{c} {_spelled(score, 2)}' for c, score in row['validation'].items())}; {row['candidate']} "
-        "was taken"
+        f"{name}: {', '.join(f'{c} {_spelled(score, 2)}' for c, score in row['validation'].items())}; "
+        f"{row['candidate']} was taken"
         for name, row in rows
         if row["validation"]
     ]
