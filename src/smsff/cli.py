@@ -14,6 +14,7 @@ from typing import TypeAlias
 
 from smsff import __version__
 from smsff.compare import command as compare_command
+from smsff.compare import study_command
 from smsff.errors import UserError
 from smsff.pipes import tolerate_closed
 from smsff.report import command as report_command
@@ -50,6 +51,7 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_command(commands)
     report_command.add_command(commands)
     compare_command.add_command(commands)
+    study_command.add_command(commands)
     return top
 
 

@@ -96,7 +96,7 @@ def test_the_whole_benchmark_on_a_tiny_teacher(
     assert not any(row["missing"] for name, row in results["rows"].items() if name != "wrong")
     assert results["rows"]["SDS"]["candidate"] == "weak"  # the other one ruins the picture
     found = {(r["row"], r["seed"], r["photo"]) for r in results["records"]}
-    seeds = {"SMS": [0, 1], "SDS": [0, 1], **dict.fromkeys(controls, [0])}
+    seeds = {"SMS": [0, 1], "SDS": [0, 1], **{name: [0] for name in controls}}
     assert found == {(row, s, photo) for row, some in seeds.items() for s in some for photo in ("chelsea", "coffee")}
     value = {(r["row"], r["seed"]): r["figures"] for r in results["records"] if r["photo"] == "coffee"}
     assert value["true style", 0]["psnr"] == 100
