@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 from omegaconf import MISSING, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from smsff.data.images import printable
 from smsff.errors import UserError
@@ -30,7 +30,7 @@ class Row:
         baseline: Name, then overrides as for ``smsff baseline``.
         train: Overrides of train.py for a network, trained on each style with each seed.
         per_image: Overrides of train.py, which optimises each photo by itself.
-        candidates: Further overrides by name; the best on the validation photos is taken.
+        candidates: Further overrides by name; the best on the validation photos is taken. Without any: one, unnamed.
         styles, seeds: Instead of those of the plan.
         control: Whether it is no method but something to measure methods by.
         paper: The paper's own figures.
@@ -42,7 +42,7 @@ class Row:
     baseline: list[str] | None = None
     train: list[str] | None = None
     per_image: list[str] | None = None
-    candidates: dict[str, list[str]] = field(default_factory=lambda: {"": []})
+    candidates: dict[str, list[str]] = field(default_factory=dict)
     styles: list[str] | None = None
     seeds: list[int] | None = None
     control: bool = False
@@ -120,7 +120,7 @@ def read_plan(path: Path, changes: Sequence[str] = ()) -> Plan:
     except OSError as error:
         raise UserError(f"{where}: cannot be read ({error.strerror})") from error
     except OmegaConfBaseException as error:
-        reason = "no value given" if "MISSING" in str(error) else str(error).splitlines()[0]
+        reason = "no value given" if isinstance(error, MissingMandatoryValue) else str(error).splitlines()[0]
         raise UserError(f"{where}: {error.full_key}: {reason}; the keys are in docs/guide/compare.md") from error
     except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"{where}: not a plan ({str(error).splitlines()[0]})") from error
@@ -135,8 +135,9 @@ def read_plan(path: Path, changes: Sequence[str] = ()) -> Plan:
             raise UserError(f"{where}: rows.{name}.paper: there is no figure {sorted(unknown)[0]}")
         if len(row.candidates) > 1 and not (plan.truth and plan.val):
             raise UserError(f"{where}: rows.{name}.candidates: the choice between them needs val and truth")
-        if row.candidates != {"": []} and given_methods[0] in ("nothing", "pictures", "model"):
+        if row.candidates and given_methods[0] in ("nothing", "pictures", "model"):
             raise UserError(f"{where}: rows.{name}: candidates are overrides; {given_methods[0]} has none")
+        row.candidates = row.candidates or {"": []}
         for candidate in row.candidates:
             if (folder := slug(f"{name} {candidate}")) in folders or not folder:
                 raise UserError(f"{where}: rows.{name}: another row has the same letters and digits, or it has none")
