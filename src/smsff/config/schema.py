@@ -210,6 +210,7 @@ ARGUMENTS: dict[str, Key] = {
     "generator.head_width": Key("channels at full resolution; three of them are the input", Range(4, 4096)),
     "generator.width": Key("channels at full resolution", RANK),
     "generator.blocks": Key("residual blocks", Range(0, 64)),
+    "generator.antialias": Key("change size as CUT and Scenimefy do, by blur and interpolation, not by strides"),
     "objective.lambda_freq": Key("lambda, weight of the spectrum term", WEIGHT),
     "objective.weight": Key("w(t), factor on the difference of scores"),
     "objective.style_guidance": Key("classifier-free guidance of the style score; 1: conditional only", WEIGHT),
