@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import torch
@@ -94,11 +95,12 @@ def guided(
     return noise
 
 
-def invert(noise: Noise, inverse: DDIMInverseScheduler, z: Tensor) -> list[Tensor]:
-    """DDIM backwards: the latents from the clean one to the noisiest, one more than there are steps."""
-    path = [z]
-    for t in inverse.timesteps.tolist():
-        path.append(inverse.step(noise(path[-1], t), t, path[-1]).prev_sample)
+def invert(noise: Noise, inverse: DDIMInverseScheduler, z: Tensor) -> dict[int, Tensor]:
+    """DDIM backwards from clean latents, which stand for those of the first timestep: z_t by t, the noisiest last."""
+    times = inverse.timesteps.tolist()
+    path = {times[0]: z}
+    for t, after in pairwise(times):
+        path[after] = inverse.step(noise(path[t], t), after, path[t]).prev_sample
     return path
 
 

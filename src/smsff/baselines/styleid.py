@@ -3,7 +3,7 @@
 Photo and style picture are inverted by DDIM with the empty prompt. Sampling begins at the photo's noise with the means
 and deviations of the style's (AdaIN). In the self-attention of the named layers the query is
 gamma Q_photo + (1 - gamma) Q, keys and values are those of the style picture, and the logits are multiplied by the
-temperature. Q_photo, K and V are those of the inversions. They are not kept for all steps, which takes 3 GB and more for
+temperature. Q_photo, K and V are those of the inversions; not kept for all steps, which takes 3 GB and more for
 a picture, but computed again from the inverted latents in the same pass of the network.
 """
 
@@ -17,7 +17,17 @@ import torch.nn.functional as F
 from diffusers import DDIMInverseScheduler, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
 
-from smsff.baselines.diffusion import at_working_size, cropped_like, decode, denoise, encode, guided, invert, scheduler
+from smsff.baselines.diffusion import (
+    Noise,
+    at_working_size,
+    cropped_like,
+    decode,
+    denoise,
+    encode,
+    guided,
+    invert,
+    scheduler,
+)
 from smsff.errors import UserError
 from smsff.teacher.stable_diffusion import StableDiffusionTeacher
 
@@ -99,21 +109,21 @@ class StyleID:
         both = torch.cat([x, cropped_like(style, (x.shape[-2], x.shape[-1]))])
         inverse = scheduler(DDIMInverseScheduler, self.teacher, self.steps)
         path = invert(self._empty(2 * len(x)), inverse, encode(self.teacher, both))
-        before = dict(zip(inverse.timesteps.tolist(), path[:-1], strict=True))
         plain = self._empty(3 * len(x))
 
         def noise(z_t: Tensor, t: int) -> Tensor:
-            return plain(torch.cat([before[t], z_t]), t)[-len(z_t) :]
+            return plain(torch.cat([path[t], z_t]), t)[-len(z_t) :]
 
         unet, sampler = self.teacher.unet, scheduler(DDIMScheduler, self.teacher, self.steps)
         stock = unet.attn_processors
         unet.set_attn_processor({**stock, **dict.fromkeys(self.names, self.attention)})
         try:
-            z = denoise(noise, sampler, adain(*path[-1].chunk(2)), sampler.timesteps.tolist())
+            times = sampler.timesteps.tolist()
+            z = denoise(noise, sampler, adain(*path[times[0]].chunk(2)), times)
         finally:
             unet.set_attn_processor(stock)
         return decode(self.teacher, z, content)
 
-    def _empty(self, rows: int) -> Any:
+    def _empty(self, rows: int) -> Noise:
         """The base's noise under the empty prompt."""
         return guided(self.teacher.base, self.teacher.encode_prompts([""]).expand(rows))
