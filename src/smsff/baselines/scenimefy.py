@@ -27,7 +27,7 @@ class Scenimefy:
         self, content: Tensor, captions: Sequence[str], *, style: Tensor | None = None, seeds: Sequence[int]
     ) -> Tensor:
         """See `Baseline`."""
-        out: Tensor = (self.network(2 * content - 1) / 2 + 0.5).clamp(0, 1)
+        out: Tensor = (self.network.to(content.device)(2 * content - 1) / 2 + 0.5).clamp(0, 1)
         return out
 
 
