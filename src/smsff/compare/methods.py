@@ -13,14 +13,17 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from smsff.baselines import run as baselines
 from smsff.compare.plan import Job, Plan, filled
 from smsff.compare.training import optimised_photo, train, trained_network
 from smsff.config.overrides import quoted
 from smsff.data.images import load_image, read_picture, to_image
 from smsff.errors import UserError
 from smsff.metrics.pairs import PictureFolder
+from smsff.randomness import keyed_seed
 from smsff.stylize.export import export_checkpoint
 from smsff.stylize.stylizer import load_stylizer
+from smsff.weights.compose import composed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +108,38 @@ def _optimised(setting: Setting, job: Job, overrides: Sequence[str], photo: Phot
 
 
 def _baseline(setting: Setting, job: Job, words: Sequence[str]) -> Method:
-    raise UserError(f"{words[0]}: baselines are not here yet")
+    name, overrides = words[0], [*words[1:], f"device={setting.device}"]
+    plain = baselines.configuration(name, overrides, conf=str(setting.conf))
+    if "style" in plain:
+        overrides.append(f"style={job.style}")
+    elif "words" in plain["baseline"]:
+        overrides.append(f"baseline.words={quoted(words_of(setting.conf, job.style))}")
+    plain = baselines.configuration(name, overrides, conf=str(setting.conf))
+    if problems := baselines.missing(plain, name, overrides):
+        raise UserError("; ".join(problems))
+    style = None
+    if baselines.needs_style(plain):
+        folder = filled(setting.plan.style_pictures, job.style, setting.out)
+        if folder is None:
+            raise UserError(f"baseline {name} takes a style picture; give style_pictures=FOLDER")
+        style = load_image(find_images(folder)[0])[None] / 255
+    baseline = baselines.load(plain)
+
+    def make(photo: Photo) -> Image.Image:
+        x = load_image(photo.path)[None] / 255
+        seed = keyed_seed(job.seed, photo.name, 0, 0)
+        return to_image(baseline(x, [photo.caption], style=style, seeds=[seed])[0])
+
+    return _metered(make, setting.device)
+
+
+def words_of(conf: Path, style: str) -> str:
+    """The words of a style.
+
+    Raises:
+        UserError: there is no such style.
+    """
+    return str(composed(conf, [f"style={style}"])["style"]["words"])
 
 
 def run_folder(job: Job, photo: Photo) -> Path:

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from smsff.atomic import write_aside
-from smsff.compare.methods import Made, Photo, Setting, open_method, run_folder
+from smsff.compare.methods import Made, Photo, Setting, open_method, run_folder, words_of
 from smsff.compare.plan import Job, Plan, filled, jobs
 from smsff.compare.training import training_seconds
 from smsff.data.captions import METADATA, read_captions
@@ -30,7 +30,6 @@ from smsff.metrics.networks import Found
 from smsff.metrics.pairs import set_sha256
 from smsff.report.evaluate import PROTOCOL, measured
 from smsff.training.callbacks.summary import write_json
-from smsff.weights.compose import composed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +143,7 @@ def evaluated(setting: Setting, job: Job, part: str, measuring: Measuring) -> di
     if not pictures.is_dir() or not (results := find_images(pictures)):
         return None
     style, truth = (filled(path, job.style, setting.out) for path in (plan.style_pictures, plan.truth))
-    prompt = plan.prompt and plan.prompt.replace("{words}", _words(setting.conf, job.style))
+    prompt = plan.prompt and plan.prompt.replace("{words}", words_of(setting.conf, job.style))
     question = {"results": pictures, "content": content, "style": style, "truth": truth, "prompt": prompt}
     sets = [set_sha256(find_images(path)) if path else None for path in (content, style, truth)]
     hashes = {name: item.sha256 for name, item in measuring.found.items()}
@@ -160,10 +159,6 @@ def evaluated(setting: Setting, job: Job, part: str, measuring: Measuring) -> di
     return found
 
 
-def _words(conf: Path, style: str) -> str:
-    return str(composed(conf, [f"style={style}"])["style"]["words"])
-
-
 def compare(setting: Setting, measuring: Measuring, *, rows: Sequence[str], making: bool = True) -> dict[str, Any]:
     """The content of results.json for some rows of the plan.
 
@@ -175,7 +170,7 @@ def compare(setting: Setting, measuring: Measuring, *, rows: Sequence[str], maki
     """
     plan, out = setting.plan, setting.out
     for style in dict.fromkeys(style for name in rows for style in plan.rows[name].styles or plan.styles):
-        _words(setting.conf, style)  # refuses an unknown style
+        words_of(setting.conf, style)  # refuses an unknown style
         for path in filter(None, (filled(key, style, out) for key in (plan.style_pictures, plan.truth))):
             if not find_images(path):
                 raise UserError(f"{printable(path)}: there are no images in it")
