@@ -17,7 +17,7 @@ from smsff.baselines import run as baselines
 from smsff.compare.plan import Job, Plan, filled
 from smsff.compare.training import optimised_photo, train, trained_network
 from smsff.config.overrides import quoted
-from smsff.data.images import load_image, read_picture, to_image
+from smsff.data.images import find_images, load_image, read_picture, to_image
 from smsff.errors import UserError
 from smsff.metrics.pairs import PictureFolder
 from smsff.randomness import keyed_seed

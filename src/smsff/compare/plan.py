@@ -144,7 +144,7 @@ def read_plan(path: Path, changes: Sequence[str] = ()) -> Plan:
             folders.add(folder)
     if not plan.rows:
         raise UserError(f"{where}: rows: no value given")
-    return plan  # type: ignore[no-any-return]
+    return plan
 
 
 def slug(text: str) -> str:

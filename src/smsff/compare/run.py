@@ -114,16 +114,14 @@ def make_all(setting: Setting, wanted: Sequence[Job], photos: Sequence[Photo], p
             if not left:
                 continue
             try:
-                method = open_method(setting, job)
-                for photo in left:
-                    _make(method(photo), photo, folder)
+                for photo, made in zip(left, map(open_method(setting, job), left), strict=True):
+                    _make(made, photo, folder)
                     shutil.rmtree(run_folder(job, photo) / "checkpoints", ignore_errors=True)
                     bars.advance(task)
             except Exception as error:  # whatever it is, it must not stop the other rows
                 first = (str(error).splitlines() or [""])[0]
                 reasons[job] = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {first}"
                 console.print(f"{job}: {reasons[job]}")
-            method = None  # frees its networks before the next
     return reasons
 
 
@@ -166,7 +164,7 @@ def compare(setting: Setting, measuring: Measuring, *, rows: Sequence[str], maki
         making: False only gathers what is there.
 
     Raises:
-        UserError: a folder of the results holds something else.
+        UserError: a folder of the results holds something else, or one of the plan's has no pictures.
     """
     plan, out = setting.plan, setting.out
     for style in dict.fromkeys(style for name in rows for style in plan.rows[name].styles or plan.styles):
@@ -176,79 +174,95 @@ def compare(setting: Setting, measuring: Measuring, *, rows: Sequence[str], maki
                 raise UserError(f"{printable(path)}: there are no images in it")
     sources = {"test": filled(plan.content, "", out), "val": filled(plan.val, "", out)}
     photos = {part: prepare(plan, source, out / "photos" / part) for part, source in sources.items() if source}
-    reasons: dict[Job, str] = {}
+    missing: dict[str, list[str]] = {name: [] for name in rows}
 
     def make(wanted: Sequence[Job], part: str) -> None:
         for job in wanted:
             claim(setting, job)
-        if making:
-            reasons.update(make_all(setting, wanted, photos[part], part))
+        for job, reason in (make_all(setting, wanted, photos[part], part) if making else {}).items():
+            missing[job.row].append(reason)
 
     chosen: dict[str, str] = {}
     validation: dict[str, dict[str, float | None]] = {}
     for name in rows:
-        candidates = plan.rows[name].candidates
-        if len(candidates) > 1:
-            trial = {candidate: jobs(plan, out, name, candidate, choosing=True) for candidate in candidates}
+        trial = {candidate: jobs(plan, out, name, candidate, choosing=True) for candidate in plan.rows[name].candidates}
+        if len(trial) > 1:
             make([job for part in trial.values() for job in part], "val")
-            validation[name] = {c: _composite(setting, some, measuring) for c, some in trial.items()}
-        known = {
-            c: score for c, score in validation.get(name, dict.fromkeys(candidates, 0.0)).items() if score is not None
-        }
-        chosen[name] = min(known, key=known.__getitem__) if known else next(iter(candidates))
-    wanted = [job for name in rows for job in jobs(plan, out, name, chosen[name])]
+            validation[name] = {candidate: _composite(setting, some, measuring) for candidate, some in trial.items()}
+            scores = {candidate: score for candidate, score in validation[name].items() if score is not None}
+            if not scores:
+                missing[name].append("no candidate could be measured")
+                continue
+            chosen[name] = min(scores, key=scores.__getitem__)
+        else:
+            chosen[name] = next(iter(trial))
+    wanted = [job for name, candidate in chosen.items() for job in jobs(plan, out, name, candidate)]
     seeds = {name: plan.rows[name].seeds or plan.seeds for name in rows}
     make(sorted(wanted, key=lambda job: seeds[job.row].index(job.seed)), "test")  # whole seeds are finished early
-    sets, records, messages = [], [], {key: {} for key in ("notes", "not_measured", "left_out")}
+    found: dict[Job, dict[str, Any]] = {}
     for job in wanted:
         try:
             content = evaluated(setting, job, "test", measuring)
         except UserError as error:  # pictures that are too small for a figure
-            reasons.setdefault(job, str(error))
+            missing[job.row].append(str(error))
             continue
-        if content is None:
-            reasons.setdefault(job, "not made yet")
-            continue
-        costs = json.loads((job.folder / "test.json").read_text())
-        label = {"row": job.row, "style": job.style, "seed": job.seed}
-        known = {key: [c[key] for c in costs.values() if c[key] is not None] for key in ("seconds", "memory")}
-        sets.append({**label, "figures": content["figures"], "training_seconds": training_seconds(job.folder)}
-                    | {"seconds": statistics.median(known["seconds"]) if known["seconds"] else None}
-                    | {"memory": max(known["memory"], default=None)})  # fmt: skip
-        for name, pair in content["pairs"].items():
-            picture = (job.folder / "test" / name).relative_to(out).as_posix()
-            records.append({**label, "photo": Path(name).with_suffix("").as_posix(), "figures": pair["figures"]}
-                           | {"picture": picture, **costs.get(name, {})})  # fmt: skip
-        resized = {cost["resized"] for cost in costs.values()} - {None}
-        messages["notes"] |= {f"{job.row}: resized from {', '.join(sorted(resized))} pixels": None} if resized else {}
-        messages["notes"] |= dict.fromkeys(content["notes"])
-        messages["not_measured"] |= content["not_measured"]
-        messages["left_out"] |= {f"{job}: {name}": reason for name, reason in content["left_out"].items()}
+        if content is not None:
+            found[job] = content
+        if content is None or len(content["pairs"]) < len(photos["test"]):
+            missing[job.row] += [] if missing[job.row] else [f"{job}: not all pictures are made yet"]
     return {
         "title": plan.title,
         "note": plan.note,
-        "photos": {Path(p.name).with_suffix("").as_posix(): f"photos/test/{p.name}" for p in photos["test"]},
+        "photos": {_stem(photo.name): f"photos/test/{photo.name}" for photo in photos["test"]},
         "rows": {
             name: {
                 "method": plan.rows[name].method,
                 "control": plan.rows[name].control,
                 "paper": plan.rows[name].paper,
-                "candidate": chosen[name],
+                "candidate": chosen.get(name),
                 "validation": validation.get(name, {}),
-                "missing": list(dict.fromkeys(reason for job, reason in reasons.items() if job.row == name)),
+                "missing": list(dict.fromkeys(missing[name])),
             }
             for name in rows
         },
-        "sets": sets,
-        "records": records,
-        **messages,
-        "notes": list(messages["notes"]),
+        **_gathered(found, out),
     }
+
+
+def _gathered(found: Mapping[Job, Mapping[str, Any]], out: Path) -> dict[str, Any]:
+    """The parts of results.json that come from the evaluations."""
+    sets, records = [], []
+    notes: dict[str, None] = {}
+    not_measured: dict[str, str] = {}
+    left_out: dict[str, str] = {}
+    for job, content in found.items():
+        costs = json.loads((job.folder / "test.json").read_text())
+        seconds, memory = ([c[key] for c in costs.values() if c[key] is not None] for key in ("seconds", "memory"))
+        label: dict[str, Any] = {"row": job.row, "style": job.style, "seed": job.seed}
+        median = statistics.median(seconds) if seconds else None
+        measures = {"seconds": median, "memory": max(memory, default=None), "figures": content["figures"]}
+        sets.append({**label, **measures, "training_seconds": training_seconds(job.folder)})
+        for name, pair in content["pairs"].items():
+            picture = (job.folder / "test" / name).relative_to(out).as_posix()
+            own = {"photo": _stem(name), "picture": picture, "figures": pair["figures"]}
+            records.append({**label, **own, **costs.get(name, {})})
+        resized = sorted({cost["resized"] for cost in costs.values()} - {None})
+        notes |= dict.fromkeys([f"{job.row}: resized from {', '.join(resized)} pixels"] if resized else [])
+        notes |= dict.fromkeys(content["notes"])
+        not_measured |= content["not_measured"]
+        left_out |= {f"{job}: {name}": reason for name, reason in content["left_out"].items()}
+    parts = {"not_measured": not_measured, "left_out": left_out}
+    return {"sets": sets, "records": records, "notes": list(notes), **parts}
+
+
+def _stem(name: str) -> str:
+    return Path(name).with_suffix("").as_posix()
 
 
 def _composite(setting: Setting, some: Sequence[Job], measuring: Measuring) -> float | None:
     """Mean composite on the validation photos; None if a job has not all its pictures."""
     found = [evaluated(setting, job, "val", measuring) for job in some]
-    if any(content is None or content["left_out"] for content in found):
-        return None
-    return statistics.fmean(content["figures"]["composite"]["value"] for content in found if content)
+    known = [
+        c["figures"]["composite"]["value"] for c in found if c and "composite" in c["figures"] and not c["left_out"]
+    ]
+    return statistics.fmean(known) if len(known) == len(some) else None

@@ -167,7 +167,8 @@ def read_votes(files: Sequence[Path]) -> tuple[dict[str, str], list[dict[str, An
     Raises:
         UserError: a file is none of this study, or the key is not among them.
     """
-    keys, people = {}, {}
+    keys: dict[str, dict[str, str]] = {}
+    people: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for file in files:
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
