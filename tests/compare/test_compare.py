@@ -93,8 +93,8 @@ def test_every_row_is_in_the_table_and_says_what_it_lacks(
     assert float(cells["network"][-3]) >= 0  # seconds
     assert 0.1 < float(cells["network"][-2]) < 40  # GB of the process
     page = (tmp_path / "out" / "report.html").read_text()
-    assert len(re.findall(r'<div class="grid line"', page)) == 2  # one line a photo: the photo and three rows
-    assert page.count("data:image/jpeg") == 2 * 4
+    assert len(re.findall(r'<div class="grid line"', page)) == 2  # one line a photo: the photo and two rows
+    assert page.count("data:image/jpeg") == 2 * 3
     assert "smsff fetch teacher=sd15" in page
 
     pictures = tmp_path / "out" / "rows" / "network" / "demo_ink" / "seed0" / "test"
@@ -102,12 +102,12 @@ def test_every_row_is_in_the_table_and_says_what_it_lacks(
     assert photo.shape == (3, 80, 96)  # cropped to multiples of 16
     assert torch.equal(load_image(pictures / "sub" / "b.png"), load_stylizer(tmp_path / "model")(photo[None])[0])
     assert "ready: resized from 50 x 40 pixels" in found["notes"]
-    assert Image.open(pictures.parents[2] / "ready/demo_ink/seed0/test/a.png").size == (96, 80)
+    assert Image.open(pictures.parents[3] / "ready/demo_ink/seed0/test/a.png").size == (96, 80)
 
 
 def test_what_is_there_is_neither_made_nor_measured_again(plan: dict[str, Any], tmp_path: Path) -> None:
     del plan["rows"]["no weights"], plan["rows"]["no baseline"], plan["rows"]["no network"]
-    write_pictures(tmp_path / "style", ["s.png"], first=20)
+    write_pictures(tmp_path / "style", ["s.png", "t.png"], first=20)
     options = ("--weights", f"alexnet={write_alexnet(tmp_path / 'alex.pth')}", f"style_pictures={tmp_path / 'style'}")
     options += ("--weights", f"art_inception={write_art_inception(tmp_path / 'art.pth')}")
     options += ("--weights", f"clip={write_clip(tmp_path / 'clip')}", "--weights", f"pickscore={tmp_path / 'clip'}")
@@ -125,6 +125,11 @@ def test_what_is_there_is_neither_made_nor_measured_again(plan: dict[str, Any], 
     before = stamps()
     assert compare(tmp_path, plan, *options, status=0) == first
     assert stamps() == before
+    (tmp_path / "style" / "t.png").unlink()
+    fewer = compare(tmp_path, plan, *options, status=0)
+    assert {"artfid", "fid", "kid"} <= set(fewer["not_measured"])
+    assert "lpips" in fewer["sets"][0]["figures"]
+    before = stamps()
     gone = tmp_path / "out" / "rows" / "ready" / "demo_ink" / "seed0" / "test" / "a.png"
     gone.unlink()
     assert "not all pictures" in str(compare(tmp_path, plan, *options, "--report-only", status=1)["rows"]["ready"])

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -133,6 +134,7 @@ def _baseline(setting: Setting, job: Job, words: Sequence[str]) -> Method:
     return _metered(make, setting.device)
 
 
+@lru_cache
 def words_of(conf: Path, style: str) -> str:
     """The words of a style.
 

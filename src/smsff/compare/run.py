@@ -32,6 +32,10 @@ from smsff.report.evaluate import PROTOCOL, measured
 from smsff.training.callbacks.summary import write_json
 
 
+SETS = {"artfid", "fid", "kid"}
+"""Groups that compare sets of pictures."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Measuring:
     """Which figures are measured and with what, as `load_networks` gives it; `missing` says why others are not."""
@@ -149,10 +153,11 @@ def evaluated(setting: Setting, job: Job, part: str, measuring: Measuring) -> di
     key, file = hashlib.sha256(asked.encode()).hexdigest(), job.folder / f"{part}_evaluation.json"
     if file.is_file() and (kept := json.loads(file.read_text()))["key"] == key:
         return dict(kept)
-    given = {"artfid": style, "fid": style, "kid": style, "pickscore": prompt, "truth": truth}
-    groups = [group for group in measuring.groups if given.get(group, True) is not None]
+    few = len(results) < 2 or (style is not None and len(find_images(style)) < 2)
+    left = dict.fromkeys(SETS.intersection(measuring.groups) if few else (), "needs two images on each side")
+    groups = [group for group in measuring.groups if group not in left]
     arguments = Namespace(**question, against=[], device=setting.device)
-    found = measured(arguments, groups, measuring.networks, measuring.found, measuring.missing)
+    found = measured(arguments, groups, measuring.networks, measuring.found, {**measuring.missing, **left})
     write_json(file, {**found, "key": key})
     return found
 

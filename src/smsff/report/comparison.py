@@ -152,6 +152,8 @@ def _galleries(content: Mapping[str, Any], folder: Path) -> list[Gallery]:
     """For each style and photo: the photo, then every row's picture of its first seed, side by side."""
     found: dict[str, dict[str, Source]] = {}
     for record in content["records"]:
+        if content["rows"][record["row"]]["method"] == "nothing":  # the photo again
+            continue
         title = f"{record['style']}, {record['photo']}" if len(_styles(content)) > 1 else str(record["photo"])
         photo = Source(path=folder / content["photos"].get(record["photo"], ""), alt=f"{title}: photo")
         source = Source(path=folder / record["picture"], alt=f"{title}: {record['row']}")
