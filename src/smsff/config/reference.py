@@ -11,7 +11,16 @@ from operator import or_
 from typing import Any
 
 from smsff.config.check import type_name
-from smsff.config.schema import ARGUMENTS, AnyTraining, BaselineConfig, Key, StyleLoraConfig, TrainConfig, Weight, fields
+from smsff.config.schema import (
+    ARGUMENTS,
+    AnyTraining,
+    BaselineConfig,
+    Key,
+    StyleLoraConfig,
+    TrainConfig,
+    Weight,
+    fields,
+)
 from smsff.config.trust import TARGETS, matches
 
 TITLE = """# Keys
