@@ -113,7 +113,7 @@ class InstantStylePlus:
         sampler = scheduler(DDIMScheduler, teacher, self.steps)
         times = sampler.timesteps.tolist()
         with hooked(teacher.unet, add):
-            self.pipeline.set_ip_adapter_scale(0.0)
+            self.pipeline.set_ip_adapter_scale([0.0, 0.0])
             inverse = scheduler(DDIMInverseScheduler, teacher, self.steps)
             z_t = invert(guided(teacher.base, cond), inverse, encode(teacher, x))[times[0]]
             self.pipeline.set_ip_adapter_scale(self.scales)

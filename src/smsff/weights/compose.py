@@ -55,7 +55,7 @@ def composed(conf: Path, overrides: Sequence[str]) -> dict[str, Any]:
             config = compose(name, overrides=prepared(overrides))
         return absolute(cast(dict[str, Any], OmegaConf.to_container(config, resolve=True, throw_on_missing=False)))
     except HydraException as error:
-        raise UserError(explain(error, config_dir=conf, config_name=name)) from error
+        raise UserError(explain(error, config_dir=conf, config_name=name, words=overrides)) from error
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
     except ValueError as error:

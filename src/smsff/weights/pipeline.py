@@ -26,8 +26,8 @@ PARTS = {
     "controlnet": ("a ControlNet", MODELS["unet"], ("",)),
     "image_encoder": ("an image encoder", MODELS["text_encoder"], ("", "models/image_encoder/")),
 }
-"""One network that is taken from a folder or repository: its name, that of its weights as in `MODELS`, and where it lies:
-alone, or in a sub-folder."""
+"""One network that is taken from a folder or repository: what it is, the names of its weights as in `MODELS`, and the
+places where it may lie: alone, or in a sub-folder."""
 
 
 def needed_files(
