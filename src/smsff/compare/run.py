@@ -31,7 +31,6 @@ from smsff.metrics.pairs import set_sha256
 from smsff.report.evaluate import PROTOCOL, measured
 from smsff.training.callbacks.summary import write_json
 
-
 SETS = {"artfid", "fid", "kid"}
 """Groups that compare sets of pictures."""
 
