@@ -123,13 +123,12 @@ def _baseline(setting: Setting, job: Job, words: Sequence[str]) -> Method:
         folder = filled(setting.plan.style_pictures, job.style, setting.out)
         if folder is None:
             raise UserError(f"baseline {name} takes a style picture; give style_pictures=FOLDER")
-        style = load_image(find_images(folder)[0])[None] / 255
-    baseline = baselines.load(plain)
+        style = load_image(find_images(folder)[0])
+    baseline, device = baselines.load(plain), baselines.device_of(plain)
 
     def make(photo: Photo) -> Image.Image:
-        x = load_image(photo.path)[None] / 255
-        seed = keyed_seed(job.seed, photo.name, 0, 0)
-        return to_image(baseline(x, [photo.caption], style=style, seeds=[seed])[0])
+        x, seed = load_image(photo.path), keyed_seed(job.seed, photo.name, 0, 0)
+        return to_image(baselines.stylized(baseline, x, photo.caption, style=style, seed=seed, device=device))
 
     return _metered(make, setting.device)
 
