@@ -21,6 +21,7 @@ from baselines.conftest import controlnet, image_encoder, ip_adapter  # noqa: F4
 from diffusers import UNet2DConditionModel
 from metrics.network_files import random_picture, write_alexnet, write_art_inception, write_clip, write_pictures
 from models import network
+from patience import Patience
 from PIL import Image
 from tiny_pipelines import write_kohya_lora
 
@@ -198,13 +199,13 @@ def test_the_main_table_on_small_pipelines_killed_and_started_again(
         return {path: path.stat().st_mtime_ns for path in tmp_path.glob("out/rows/*/*/*/test/*.png")}
 
     process = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
-    deadline = time.monotonic() + 1500
-    while len(before := made()) < 4 * 5 + 2 and process.poll() is None and time.monotonic() < deadline:
+    patience = Patience(process.pid, 900)
+    while len(before := made()) < 4 * 5 + 2 and process.poll() is None and patience.left():
         time.sleep(0.2)  # in the middle of the pictures of DDS
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert 4 * 5 + 2 <= len(before) < 4 * 7
-    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1500)
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-3000:]
     after = made()
     assert len(after) == 4 * 7
