@@ -31,7 +31,7 @@ for file in sorted(CONF.glob("*/*.yaml")):
     GROUPS.setdefault(file.parent.name, []).append(file.stem)
 OF_STYLE_LORA = ("teacher", "trainer", "logger", "callbacks")
 EXPORT = ("ckpt", "format", "precision", "out")
-FROM_THE_RUN = ("fake_score.teacher", "generator.image", "generator.z")
+FROM_THE_RUN = ("baseline.teacher", "fake_score.teacher", "generator.image", "generator.z")
 """Arguments that are no keys."""
 NOT_CHOSEN = ("task", "experiment", "tuned", "baseline")
 FILES = (".json", ".jsonl", ".yaml", ".safetensors", ".py")
