@@ -10,7 +10,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from smsff import __version__
 from smsff.compare import command as compare_command
@@ -257,7 +257,8 @@ def run_baseline(arguments: argparse.Namespace) -> int:
     waiting = [job for job in jobs if arguments.overwrite or not job[1].exists()]
     if waiting and (problems := run.missing(plain, arguments.name, arguments.overrides)):
         raise UserError("\n".join(problems))
-    baseline, console, failed = run.load(plain) if waiting else None, Console(stderr=True, soft_wrap=True), 0
+    baseline: Any = run.load(plain) if waiting else None
+    console, failed = Console(stderr=True, soft_wrap=True), 0
     for source, result, style in track(waiting, description=arguments.name, console=console, transient=True):
         try:
             picture, shown = read_picture(source), None if style is None else load_image(style)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
 from conftest import Teacher, photos
-from diffusers import UNet2DConditionModel
+from diffusers import DDIMScheduler, UNet2DConditionModel
 from PIL import Image, ImageFilter
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
+from smsff.baselines.diffusion import scheduler
 from smsff.baselines.freestyle import FreeStyle, enhanced, joints, raised
 from smsff.teacher.base.families import family_config
 
@@ -31,22 +31,29 @@ def test_with_factors_of_one_and_one_latent_it_is_the_plain_unet(teacher: Teache
             assert (changed - found).abs().max() > 1e-4, name
 
 
-def test_the_noisy_latent_is_seen_through_the_skips_alone(teacher: Teacher) -> None:
-    """Without the columns that read the skips, only the clean latent counts; without those of the features, nothing of
-    the decoder's first join does."""
-    base, z, clean = copy.deepcopy(teacher("sdxl")), torch.randn(2, 4, 8, 16), torch.randn(2, 4, 8, 16)
-    cond, method = base.encode_prompts(["ink", "a hill"]), FreeStyle(base, **OPTIONS | ONES)
+def test_the_skips_are_those_of_the_noisy_latent(teacher: Teacher) -> None:
+    """Equal to two passes of the plain U-Net, of which the second is given the skips that the first has had."""
+    base, z, clean = teacher("sdxl"), torch.randn(2, 4, 8, 16), torch.randn(2, 4, 8, 16)
+    cond, skips = base.encode_prompts(["ink", "a hill"]), []
+
+    def keep(channels: int, args: tuple[Any, ...]) -> None:
+        skips.append(args[0][:, channels:])
+
+    def give(channels: int, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (torch.cat([args[0][:, :channels], skips.pop(0)], 1), *args[1:])
+
     with torch.no_grad():
-        both = method.joined(clean, z, T, cond)
-        assert (both - base.base(z, T, cond)).abs().max() > 1e-3
-        assert (both - base.base(clean, T, cond)).abs().max() > 1e-3
-        for layer, channels, _ in joints(base.unet):
-            layer.norm1.weight[channels:] = 0
-            layer.norm1.bias[channels:] = 0
-            layer.conv_shortcut.weight[:, channels:] = 0
-        # the norm's groups of features and skips do not overlap where their widths are multiples of a group's
-        both, alone = method.joined(clean, z, T, cond), base.base(clean, T, cond)
-    assert (both - alone).abs().max() < (both - base.base(z, T, cond).detach()).abs().max()
+        found = FreeStyle(base, **OPTIONS | ONES).joined(clean, z, T, cond)
+        for action, latent in ((keep, z), (give, clean)):
+            handles = [
+                layer.register_forward_pre_hook(lambda _, args, n=channels, do=action: do(n, args))
+                for layer, channels, _ in joints(base.unet)
+            ]
+            wanted = base.base(latent, T, cond)
+            for handle in handles:
+                handle.remove()
+        assert (found - base.base(clean, T, cond)).abs().max() > 1e-3
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
 
 
 def test_the_first_channels_are_raised_by_the_mean_of_all() -> None:
@@ -89,6 +96,4 @@ def test_joins_of_the_published_networks() -> None:
 
 
 def test_thirty_steps_begin_at_958(teacher: Teacher) -> None:
-    from smsff.baselines.freestyle import DDIMScheduler, scheduler
-
     assert scheduler(DDIMScheduler, teacher("sdxl"), 30).timesteps.tolist()[0] == 958

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +46,11 @@ def command(name: str, *words: str) -> list[str]:
 
 
 def test_the_embedded_teacher_stylizes_a_folder_and_goes_on(
-    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out = tmp_path / "out"
+    out, load = tmp_path / "out", cache(lambda _: run_load(plain))
+    plain, run_load = run.configuration("lora_img2img", ["style=demo_ink", *QUICK], conf=str(CONF)), run.load
+    monkeypatch.setattr(run, "load", lambda _: load(0))  # once for all four commands
     words = command("lora_img2img", "--content", str(photos), "--out", str(out), "style=demo_ink", *QUICK)
     assert main(words) == 1  # c.png
     assert "c.png" in (said := capsys.readouterr()).err
@@ -126,8 +130,6 @@ def test_what_is_wrong_is_one_message_before_anything_is_loaded(
     assert main(command(*words, "--content", str(photos), "--out", "out")) == 2
     error = capsys.readouterr().err
     assert error.startswith("smsff: ")
-    import re
-
     assert re.search(message, error), error
     assert not list(Path("out").rglob("*.png"))
 

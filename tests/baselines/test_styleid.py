@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 from conftest import AS_PUBLISHED, Teacher, photos
-from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import DDIMInverseScheduler, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from torch import nn
 
 from smsff.baselines.diffusion import cropped_like, encode, guided, invert, scheduler
-from smsff.baselines.styleid import DDIMInverseScheduler, StyleAttention, StyleID, adain, self_attention
+from smsff.baselines.styleid import StyleAttention, StyleID, adain, self_attention
 from smsff.errors import UserError
 from smsff.teacher.base.families import family_config
 

@@ -90,7 +90,10 @@ def guided(
         rows = z_t if null is None else z_t.repeat(2, 1, 1, 1)
         both = cond if null is None else Condition.cat([null, cond])
         eps = score(rows, torch.full((len(rows),), t, device=z_t.device), both).to(z_t.dtype)
-        return eps if null is None else torch.lerp(*eps.chunk(2), guidance)
+        if null is None:
+            return eps
+        without, under = eps.chunk(2)
+        return torch.lerp(without, under, guidance)
 
     return noise
 

@@ -135,7 +135,7 @@ class FreeStyle:
             if share in self.factors:
                 b, s, count = self.factors[share]
                 hidden = raised(hidden, channels // 2 if count is None else count, b - 1)
-                noisy = fourier_filter(noisy, threshold=1, scale=s)  # type: ignore[arg-type]
+                noisy = fourier_filter(noisy, threshold=1, scale=s)
             return (torch.cat([hidden, noisy.repeat(2, 1, 1, 1)], 1), *args[1:]), named
 
         return change

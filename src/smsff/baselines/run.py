@@ -52,7 +52,7 @@ def missing(plain: Mapping[str, Any], name: str, overrides: Sequence[str] = ()) 
 def needs_style(plain: Mapping[str, Any]) -> bool:
     """Whether the baseline takes a style picture."""
     target = find_target(plain["baseline"], "baseline")
-    kind = target if inspect.isclass(target) else typing.get_type_hints(target)["return"]
+    kind: Any = target if inspect.isclass(target) else typing.get_type_hints(target)["return"]
     return bool(kind.needs_style)
 
 
