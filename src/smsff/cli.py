@@ -10,9 +10,11 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from smsff import __version__
+from smsff.compare import command as compare_command
+from smsff.compare import study_command
 from smsff.errors import UserError
 from smsff.pipes import tolerate_closed
 from smsff.report import command as report_command
@@ -47,8 +49,11 @@ def parser() -> argparse.ArgumentParser:
     _add_doctor(commands)
     _add_caption(commands)
     _add_shards(commands)
+    _add_baseline(commands)
     evaluate.add_command(commands)
     report_command.add_command(commands)
+    compare_command.add_command(commands)
+    study_command.add_command(commands)
     return top
 
 
@@ -157,6 +162,26 @@ def _add_shards(commands: Commands) -> None:
     command.add_argument("--overwrite", action="store_true", help="replace shards of a folder that has changed")
 
 
+def _add_baseline(commands: Commands) -> None:
+    command = commands.add_parser(
+        "baseline",
+        help="stylize photos with a method to compare with",
+        description="Stylize photos with a method that others have published: styleid and instantstyle_plus take style "
+        "pictures, freestyle words, lora_img2img and lora_controlnet a LoRA, scenimefy its network. Results that are "
+        "there are kept, so a run that was ended goes on where it stopped. First: smsff fetch baseline=NAME.",
+        epilog="Exit status: 0 all done, 1 some photos could not be stylized (they are named), 2 bad usage.",
+    )
+    command.set_defaults(run=run_baseline)
+    command.add_argument("name", metavar="NAME", help="a file in conf/baseline, such as styleid")
+    command.add_argument("--content", metavar="PHOTOS", required=True, help="photo or folder of photos, with captions")
+    command.add_argument(
+        "--style", metavar="PICTURES", help="style picture or folder of them: a folder of results each"
+    )
+    command.add_argument("--out", metavar="DIR", required=True, help="folder for the results")
+    command.add_argument("--overwrite", action="store_true", help="replace results that exist")
+    _add_overrides(command)
+
+
 def _add_overrides(command: argparse.ArgumentParser) -> None:
     command.add_argument("overrides", metavar="OVERRIDE", nargs="*", help="as for train.py, such as style=ghibli")
     command.add_argument("--conf", metavar="DIR", help="folder of the configuration (default: conf in this folder)")
@@ -222,6 +247,53 @@ def run_stylize(arguments: argparse.Namespace) -> int:
             say(f"{printable(result)} is laid over white: JPEG has no transparency")
             on_white = True
     print(f"{len(jobs) - failed} of {len(jobs)} images stylized, in {printable(Path(arguments.out))}")
+    return 1 if failed else 0
+
+
+def run_baseline(arguments: argparse.Namespace) -> int:
+    """Stylize every photo, once for each style picture; one that fails is named and does not stop the others."""
+    from dataclasses import replace
+
+    from rich.console import Console
+    from rich.progress import track
+
+    from smsff.baselines import run
+    from smsff.data.captions import read_captions
+    from smsff.data.images import load_image, printable, read_picture
+    from smsff.randomness import keyed_seed
+    from smsff.stylize.files import FORMATS, plan, save_image
+
+    plain = run.configuration(arguments.name, arguments.overrides, conf=arguments.conf)
+    if run.needs_style(plain) is (arguments.style is None):
+        raise UserError(f"{arguments.name} takes {'' if arguments.style is None else 'no '}style pictures: --style")
+    out, content, device = Path(arguments.out), Path(arguments.content), run.device_of(plain)
+    styles: dict[Path | None, Path] = {None: out}
+    if arguments.style is not None:
+        styles = {source: result.with_suffix("") for source, result in plan([arguments.style], out, overwrite=True)}
+    if out.suffix.lower() in FORMATS or len(set(styles.values())) < len(styles):
+        raise UserError("--out must be a folder, and style pictures differ in more than the ending of their names")
+    jobs = [(*job, style) for style, folder in styles.items() for job in plan([content], folder, overwrite=True)]
+    named = {source: source.relative_to(content).as_posix() for source, *_ in jobs} if content.is_dir() else {}
+    captions = read_captions(content, list(named.values())) if named else {}
+    run.claim(out, plain, overwrite=arguments.overwrite)
+    waiting = [job for job in jobs if arguments.overwrite or not job[1].exists()]
+    if waiting and (problems := run.missing(plain, arguments.name, arguments.overrides)):
+        raise UserError("\n".join(problems))
+    baseline: Any = run.load(plain) if waiting else None
+    console, failed = Console(stderr=True, soft_wrap=True), 0
+    for source, result, style in track(waiting, description=arguments.name, console=console, transient=True):
+        try:
+            picture, shown = read_picture(source), None if style is None else load_image(style)
+            seed = keyed_seed(plain["seed"], result.relative_to(out).as_posix(), 0, 0)
+            pixels = run.stylized(
+                baseline, picture.pixels, captions.get(named.get(source, ""), ""), style=shown, seed=seed, device=device
+            )
+            save_image(replace(picture, pixels=pixels), result)
+        except Exception as error:  # whatever it is, it must not stop the others
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            console.print(f"skipped {printable(source)}: {reason}", markup=False, highlight=False)
+            failed += 1
+    print(f"{len(jobs) - failed} of {len(jobs)} pictures are in {printable(out)}")
     return 1 if failed else 0
 
 

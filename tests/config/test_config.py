@@ -29,9 +29,7 @@ from smsff.training.opening import parts_off
 from smsff.training.resume import leaves
 
 CONF = Path(__file__).parents[2] / "conf"
-CHOICES = sorted(
-    f"{path.parent.name}={path.stem}" for path in CONF.glob("*/*.yaml") if path.parent.name not in ("hydra",)
-)
+CHOICES = sorted(f"{path.parent.name}={path.stem}" for path in CONF.glob("*/*.yaml") if path.parent.name != "baseline")
 
 NEEDED = {
     "data=folder": ["data.root=photos"],

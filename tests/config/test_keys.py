@@ -31,9 +31,9 @@ for file in sorted(CONF.glob("*/*.yaml")):
     GROUPS.setdefault(file.parent.name, []).append(file.stem)
 OF_STYLE_LORA = ("teacher", "trainer", "logger", "callbacks")
 EXPORT = ("ckpt", "format", "precision", "out")
-FROM_THE_RUN = ("fake_score.teacher", "generator.image", "generator.z")
+FROM_THE_RUN = ("baseline.teacher", "fake_score.teacher", "generator.image", "generator.z")
 """Arguments that are no keys."""
-NOT_CHOSEN = ("task", "experiment", "tuned")
+NOT_CHOSEN = ("task", "experiment", "tuned", "baseline")
 FILES = (".json", ".jsonl", ".yaml", ".safetensors", ".py")
 
 
@@ -48,6 +48,8 @@ def keys(node: Any, key: str = "") -> Iterator[str]:
 def command_lines() -> Iterator[tuple[str, list[str]]]:
     """Few that have every choice of every group among them."""
     yield "export", []
+    for choice in GROUPS["baseline"]:
+        yield "baseline", [f"baseline={choice}"]
     for task, groups in ("style_matching", set(GROUPS) - set(NOT_CHOSEN)), ("style_lora", OF_STYLE_LORA):
         for index in range(max(len(GROUPS[group]) for group in groups)):
             chosen = [f"{group}={GROUPS[group][index % len(GROUPS[group])]}" for group in sorted(groups)]
@@ -93,6 +95,7 @@ def unknown(patterns: Iterable[str]) -> list[str]:
         list(itertools.chain(*build.CHEAP.values())),
         [f"trainer.{key}" for key in schema.FIXED],
         [f"teacher.{key}" for key in manifest.KEYS],
+        [f"baseline.{key}" for key in manifest.BASELINE],
     ],
     ids=str,
 )

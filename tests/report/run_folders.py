@@ -107,19 +107,35 @@ def evaluation(folder: Path, *, count: int = 3, names: Sequence[str] | None = No
 
 
 def benchmark(folder: Path, *, rows: Mapping[str, float]) -> Path:
-    """Results of three seeds on two styles and one photo; the number of a row moves all of its figures."""
+    """A comparison of three seeds on two styles and one photo; the number of a row moves all of its figures."""
     (folder / "kept").mkdir(parents=True)
-    records = []
+    records: list[dict[str, Any]] = []
+    sets: list[dict[str, Any]] = []
     for row, offset in rows.items():
         for style in ("cel", "sketch"):
             for seed in range(3):
                 name = f"kept/{len(records)}.png"
                 picture(len(records)).save(folder / name)
-                own = {**figures(offset + seed / 10), "content_tone_free": 1.0 + offset}
-                records.append(
-                    {"row": row, "style": style, "seed": seed, "photo": "cat", "figures": own, "picture": name}
-                )
-    picture(3, size=(300, 100)).save(folder / "distances.png")
-    content = {"records": records, "choices": {}, "failed": ["one run"], "plan": {}}
+                own = {"psnr": offset + seed / 10, "composite": 3 * (17 + offset + seed / 10)}
+                label = {"row": row, "style": style, "seed": seed}
+                records.append({**label, "photo": "cat", "figures": own, "picture": name})
+                costs = {"seconds": 2.0, "memory": 3e9 if seed else 6e9}
+                sets.append({**label, **costs, "figures": {key: {"value": value} for key, value in own.items()}})
+    picture(99).save(folder / "cat.png")
+    one = {"method": "train", "paper": {"psnr": 7.125}, "validation": {"a": 4.0, "b": None}, "candidate": "a"}
+    content = {
+        "title": "Bench",
+        "note": "A note.",
+        "photos": {"cat": "cat.png"},
+        "rows": {
+            row: {**one, "control": row == "do nothing", "missing": ["two files"] if row == "SDS" else []}
+            for row in rows
+        },
+        "sets": sets,
+        "records": records,
+        "notes": [],
+        "not_measured": {},
+        "left_out": {},
+    }
     (folder / "results.json").write_text(json.dumps(content))
     return folder

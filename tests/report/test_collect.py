@@ -61,23 +61,29 @@ def test_an_evaluation_shows_its_pairs_evenly_and_the_worst(tmp_path: Path) -> N
     assert [heading for heading, _ in entry.messages] == ["Notes", "Not measured", "Left out"]
 
 
-def test_a_benchmark_is_averaged_over_seeds_and_styles(tmp_path: Path) -> None:
+def test_a_comparison_is_averaged_over_seeds_and_styles(tmp_path: Path) -> None:
     (entry,) = collect([benchmark(tmp_path / "bench", rows={"SMS": 1.0, "do nothing": 0.5, "SDS": 2.0})])
     mean, cel, sketch = entry.tables
     assert mean.title == "Mean of 2 styles"
     assert (cel.title, sketch.title) == ("cel", "sketch")
     assert [heading.title for heading, _ in mean.rows] == ["do nothing", "SMS", "SDS"]  # by the composite
     row = dict(zip((column.title for column in mean.columns), mean.rows[1][1], strict=True))
-    # tone-free: content distance 2, style distance 16 + seed / 10
-    assert row["composite"].value == pytest.approx(3 * 17.1)
-    assert row["PSNR"].text == "1.10"
-    assert row["PSNR"].note == "± 0.10, 3 seeds"
+    assert row["Composite"].value == pytest.approx(3 * 18.1)
+    assert row["PSNR to the truth"].text == "1.10"
+    assert row["PSNR to the truth"].note == "± 0.10, 3 seeds (7.125)"
+    assert [row[title].text for title in ("seconds a picture", "peak memory, GB", "weights")] == [
+        "2.00",
+        "4.00",
+        "there",
+    ]
+    assert (mean.rows[2][0].note, mean.rows[2][1][-1].text) == ("two files", "missing")
     assert mean.marked == {1, 2}
-    psnr = [column.title for column in mean.columns].index("PSNR")
+    psnr = [column.title for column in mean.columns].index("PSNR to the truth")
     assert (2, psnr) in mean.best  # among the methods; higher is better
     assert [gallery.title for gallery in entry.galleries] == ["cel, cat", "sketch, cat"]
-    assert [name for name, _ in entry.galleries[0].pictures] == ["SMS", "do nothing", "SDS"]
-    assert ("Failed runs", ["one run"]) in entry.messages
+    assert [name for name, _ in entry.galleries[0].pictures] == ["photo", "SMS", "do nothing", "SDS"]
+    assert ("Missing", ["SDS: two files"]) in entry.messages
+    assert "SMS: a 4.00, b –; a was taken" in entry.messages[1][1]
 
 
 def test_a_sweep_is_all_of_its_runs_in_natural_order(tmp_path: Path) -> None:

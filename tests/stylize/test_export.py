@@ -91,6 +91,17 @@ def test_the_model_says_what_it_is_but_not_where_it_was_made(tmp_path: Path) -> 
     assert training["settings"] == {"steps": 7, "seed": 3}
 
 
+@pytest.mark.parametrize("format", ["safetensors", pytest.param("onnx", marks=pytest.mark.slow)])
+def test_a_released_generator_is_used_and_exported(tmp_path: Path, format: str) -> None:
+    net = ResNetGenerator(width=4, blocks=1, antialias=True)
+    torch.save(net.state_dict() | {"body.7.filt": torch.ones(8, 1, 3, 3)}, tmp_path / "net_G.pth")
+    export_checkpoint(tmp_path / "net_G.pth", tmp_path / "out", format=format)
+    x = torch.rand(2, 3, 21, 34)
+    wanted = (net(2 * x - 1) / 2 + 0.5).detach()
+    for model in ("net_G.pth", "out"):
+        torch.testing.assert_close(load_stylizer(tmp_path / model)(x), wanted, atol=1e-5, rtol=0)
+
+
 def test_resnet_can_be_exported(tmp_path: Path) -> None:
     done = export_checkpoint(checkpoint(tmp_path / "a.ckpt", ResNetGenerator(width=4, blocks=1)), tmp_path / "out")
     assert set(done.agreement.parity.values()) == {0.0}

@@ -70,6 +70,23 @@ def test_brings_what_is_missing_and_records_what_was_not_known(
     assert f"as recorded in {LOCK}" in capsys.readouterr().out
 
 
+def test_the_licence_of_a_baseline_is_shown_before_its_file_is_fetched(
+    server: FileServer, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    words = ["fetch", "--conf", str(SOURCE / "conf"), "baseline=scenimefy", f"weights.network.source={server.url}/G"]
+    assert main([*words, "--dry-run"]) == 0
+    assert "licence: S-Lab License 1.0, NON-COMMERCIAL" in capsys.readouterr().out
+    assert main(words) == 1  # the server has no such file: the terms are said all the same
+    assert "NON-COMMERCIAL" in capsys.readouterr().err
+    server.files["/G"] = Served(b"weights")
+    assert main(words) == 0
+    assert Path("weights/Shinkai_net_G.pth").read_bytes() == b"weights"
+    assert list(read_lock()) == ["weights/Shinkai_net_G.pth"]
+
+
 def test_dry_run_fetches_and_writes_nothing(
     fetch: Command, server: FileServer, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -152,8 +152,8 @@ def test_settings_alone(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
 def test_an_auto_encoder_alone(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     names = ("README.md", "config.json", "diffusion_pytorch_model.safetensors")
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: listing(*names))
-    assert [file.name for file in ask_hub(REPO, revision=None, variant=None, vae=True).files] == list(names[1:])
-    vae = Need(key="teacher.vae", name=REPO, hub=True, vae=True)
+    assert [file.name for file in ask_hub(REPO, revision=None, variant=None, part="vae").files] == list(names[1:])
+    vae = Need(key="teacher.vae", name=REPO, hub=True, part="vae")
     assert set(look(vae, None, verify=False).files) == {"vae/config.json", f"vae/{names[2]}"}
     for part in ("unet", "text_encoder", "tokenizer", "scheduler"):
         shutil.rmtree(cache / part)
@@ -161,12 +161,12 @@ def test_an_auto_encoder_alone(monkeypatch: pytest.MonkeyPatch, cache: Path) -> 
     assert look(vae, None, verify=False).state == "there"
     for path in list((cache / "vae").iterdir()):
         path.rename(cache / path.name)
-    assert cached_folder(REPO, None, vae=True) == cache
+    assert cached_folder(REPO, None, part="vae") == cache
     assert set(look(vae, None, verify=False).files) == set(names[1:])
-    for names, vae_alone, lacking in (("model_index.json", True, "config.json"), ("model.ckpt", False, "model_index")):
+    for names, part, lacking in (("model_index.json", "vae", "config.json"), ("model.ckpt", None, "model_index")):
         monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, n=names, **__: listing(n))
         with pytest.raises(UserError, match=f"not in the folder layout of diffusers .it has no {lacking}"):
-            ask_hub(REPO, revision=None, variant=None, vae=vae_alone)
+            ask_hub(REPO, revision=None, variant=None, part=part)
 
 
 def test_a_model_that_changes_during_the_download_is_not_recorded(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

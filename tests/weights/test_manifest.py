@@ -60,7 +60,7 @@ def test_an_auto_encoder_of_its_own() -> None:
     one, vae = needs(
         composed(CONF, ["style=demo_ink", "style.lora=null", "teacher.vae=some/vae", "teacher.variant=fp16"])
     )[:2]
-    assert (one.vae, vae.key, vae.hub, vae.vae, vae.variant) == (False, "teacher.vae", True, True, None)
+    assert (one.part, vae.key, vae.hub, vae.part, vae.variant) == (None, "teacher.vae", True, "vae", None)
 
 
 def test_weights_that_are_named_twice_are_needed_once() -> None:

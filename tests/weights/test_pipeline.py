@@ -129,15 +129,15 @@ def test_what_a_folder_lacks_is_named(folder: Path, harm: Callable[[Path], None]
 
 def test_an_auto_encoder_alone_or_in_a_pipeline(tiny_base: Path, tmp_path: Path) -> None:
     file = "diffusion_pytorch_model.safetensors"
-    assert needed_files(SD15, vae=True) == ["vae/config.json", f"vae/{file}"]
-    assert needed_files(["README.md", "config.json", file, "x.ckpt"], vae=True) == ["config.json", file]
-    assert needed_files(["README.md"], vae=True) == []
+    assert needed_files(SD15, part="vae") == ["vae/config.json", f"vae/{file}"]
+    assert needed_files(["README.md", "config.json", file, "x.ckpt"], part="vae") == ["config.json", file]
+    assert needed_files(["README.md"], part="vae") == []
     for folder in (tiny_base, tiny_base / "vae"):
-        assert folder_fault(folder, vae=True) is None
-        assert [path.name for path in folder_files(folder, vae=True).values()] == ["config.json", file]
-    assert folder_fault(tmp_path, vae=True) == "it has no auto-encoder"
+        assert folder_fault(folder, part="vae") is None
+        assert [path.name for path in folder_files(folder, part="vae").values()] == ["config.json", file]
+    assert folder_fault(tmp_path, part="vae") == "it has no auto-encoder"
     copied = shutil.copytree(tiny_base / "vae", tmp_path / "vae")
     (copied / file).write_bytes((copied / file).read_bytes()[:-1])
-    assert "is not whole" in (folder_fault(copied, vae=True) or "")
+    assert "is not whole" in (folder_fault(copied, part="vae") or "")
     (copied / file).unlink()
-    assert folder_fault(copied, vae=True) == "the auto-encoder has no weights"
+    assert folder_fault(copied, part="vae") == "it has an auto-encoder without weights"

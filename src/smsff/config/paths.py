@@ -19,7 +19,18 @@ FILES = (
 )
 """Files and folders of the user's own."""
 
-NAMES = ("style.lora", "style.base", "teacher.base", "teacher.style_base", "teacher.config", "teacher.vae")
+NAMES = (
+    "style.lora",
+    "style.base",
+    "teacher.base",
+    "teacher.style_base",
+    "teacher.config",
+    "teacher.vae",
+    "baseline.controlnet",
+    "baseline.ip_adapter",
+    "baseline.image_encoder",
+    "baseline.network",
+)
 """Weights: a file, a folder, or the id of a model of the hub. They stay as they are: ``weights`` refers to them."""
 
 LAST = "last"

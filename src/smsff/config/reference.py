@@ -11,7 +11,16 @@ from operator import or_
 from typing import Any
 
 from smsff.config.check import type_name
-from smsff.config.schema import ARGUMENTS, AnyTraining, Key, StyleLoraConfig, TrainConfig, Weight, fields
+from smsff.config.schema import (
+    ARGUMENTS,
+    AnyTraining,
+    BaselineConfig,
+    Key,
+    StyleLoraConfig,
+    TrainConfig,
+    Weight,
+    fields,
+)
 from smsff.config.trust import TARGETS, matches
 
 TITLE = """# Keys
@@ -46,6 +55,7 @@ def reference() -> str:
         ("Every training", common),
         ("task=style_matching", fields(TrainConfig)),
         ("task=style_lora", fields(StyleLoraConfig)),
+        ("smsff baseline", fields(BaselineConfig)),
         ("weights", fields(Weight, "weights.*.")),
     ):
         own = {name: node for name, node in nodes.items() if nodes is common or name not in common}

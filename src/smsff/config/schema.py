@@ -79,7 +79,7 @@ class Style:
 
 @dataclass(kw_only=True)
 class Weight:
-    """Where one file or model comes from: ``weights.KEY`` is about ``teacher.KEY``."""
+    """Where one file or model comes from: ``weights.KEY`` is about ``teacher.KEY`` or ``baseline.KEY``."""
 
     name: Annotated[str, Key("the file, folder or hub id meant; if teacher.KEY has another value, nothing is fetched")]
     source: Annotated[
@@ -176,7 +176,24 @@ class StyleLoraConfig(AnyTraining):
     optimizer: Annotated[LoraOptimizerGroups, Key("AdamW, one group for each trained part")]
 
 
-TASKS: dict[str, type] = {"style_matching": TrainConfig, "style_lora": StyleLoraConfig}
+@dataclass(kw_only=True)
+class BaselineConfig:
+    """The top level of ``smsff baseline``."""
+
+    task: Annotated[Literal["baseline"], Key("what is done")]
+    baseline: Annotated[dict, Key("the method, by smsff baseline NAME")]
+    teacher: Annotated[dict | None, Key("the diffusion model, for methods that have one")]
+    weights: Annotated[dict[str, Weight], Key("where the files of teacher and baseline come from")]
+    seed: Annotated[int, Key("of the noise; with the name of a picture it gives that of this picture", SEED)]
+    device: Annotated[Literal["auto", "cpu", "cuda"], Key("where to compute; auto: on a GPU if there is one")]
+    style: Annotated[Style | None, Key("the style, for methods with a LoRA")] = None
+
+
+TASKS: dict[str, type] = {
+    "style_matching": TrainConfig,
+    "style_lora": StyleLoraConfig,
+    "baseline": BaselineConfig,
+}
 
 _OPTIMIZER = {
     "lr": Key("learning rate", Range(0, 100)),
@@ -210,6 +227,7 @@ ARGUMENTS: dict[str, Key] = {
     "generator.head_width": Key("channels at full resolution; three of them are the input", Range(4, 4096)),
     "generator.width": Key("channels at full resolution", RANK),
     "generator.blocks": Key("residual blocks", Range(0, 64)),
+    "generator.antialias": Key("change size as CUT and Scenimefy do, by blur and interpolation, not by strides"),
     "objective.weight": Key("w(t), factor on the difference of scores"),
     "objective.style_guidance": Key("classifier-free guidance of the style score; 1: conditional only", WEIGHT),
     "objective.fake_guidance": Key("classifier-free guidance of the fake score; 1: conditional only", WEIGHT),
@@ -304,6 +322,30 @@ ARGUMENTS: dict[str, Key] = {
     **{f"optimizer.*.{name}": key for name, key in _OPTIMIZER.items()},
     "*.seed": Key("as the key seed, for this part", SEED),
     "data.steps": Key("length of the run", COUNT),
+    "baseline.resolution": Key("pictures are worked on at about resolution^2 pixels, in their own shape", PIXELS),
+    "baseline.steps": Key("of DDIM", Range(1, 1000)),
+    "baseline.guidance": Key("classifier-free guidance; 1: conditional only", WEIGHT),
+    "baseline.prompt": Key("what is asked for; may have {words} and {caption}, that of the photo"),
+    "baseline.words": Key("the value of {words}"),
+    "baseline.negative": Key("the other prompt of the guidance"),
+    "baseline.strength": Key("of img2img, the share of the steps: 0 is the photo, 1 begins with noise alone", SHARE),
+    "baseline.controlnet": Key("folder or hub id of a tile ControlNet, which sees the photo"),
+    "baseline.scale": Key("factor on the ControlNet", WEIGHT),
+    "baseline.control_scale": Key("factor on the ControlNet", WEIGHT),
+    "baseline.content_scale": Key("factor on the IP-Adapter that sees the photo", WEIGHT),
+    "baseline.style_scale": Key("factor on the IP-Adapter that sees the style, in the layer of style", WEIGHT),
+    "baseline.ip_adapter": Key("file of the IP-Adapter"),
+    "baseline.image_encoder": Key("folder or hub id of the IP-Adapter's image encoder"),
+    "baseline.gamma": Key("share of the photo's query; less is more of the style (authors: 0.75, 0.3)", SHARE),
+    "baseline.temperature": Key("factor on the logits of the attention", WEIGHT),
+    "baseline.layers": Key("of the decoder, counted from 0 at its coarsest", Range(0, 64)),
+    "baseline.b": Key("raise of the widest features; 1: none (authors: 2.5, Ghibli 2.8, oil 1.8)", WEIGHT),
+    "baseline.s": Key("factor on the low frequencies of the skips to the widest layers", WEIGHT),
+    "baseline.n": Key("channels of the widest layers that are raised", RANK),
+    "baseline.b_fine": Key("as b, at layers of half the width, for half of their channels", WEIGHT),
+    "baseline.s_fine": Key("as s, at layers of half the width", WEIGHT),
+    "baseline.enhance": Key("enhance the edges of the photo first"),
+    "baseline.network": Key("file of a released generator: .pth of Scenimefy, CUT or CycleGAN"),
     "trainer.accelerator": Key("auto, cpu, gpu"),
     "trainer.devices": Key("how many, -1 for all; or a list of their numbers", Range(-1, 4096)),
     "trainer.devices.*": Key("number of one device", Range(0, 4096)),
@@ -351,7 +393,7 @@ def fields(kind: Any, prefix: str = "") -> dict[str, tuple[Any, Key]]:
 
 KEYS: dict[str, Key] = {
     name: key
-    for node in (fields(TrainConfig), fields(StyleLoraConfig), fields(Weight, "weights.*."))
+    for node in (fields(TrainConfig), fields(StyleLoraConfig), fields(BaselineConfig), fields(Weight, "weights.*."))
     for name, (_, key) in node.items()
 } | ARGUMENTS
 """All keys, in the order in which a key is looked up."""

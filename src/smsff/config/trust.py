@@ -71,6 +71,14 @@ TARGETS: dict[str, tuple[str, ...]] = {
     ),
     "data.degraded": ("smsff.style_lora.data.Degraded",),
     "data.prior": ("smsff.style_lora.data.Prior",),
+    "baseline": (
+        "smsff.baselines.styleid.StyleID",
+        "smsff.baselines.freestyle.FreeStyle",
+        "smsff.baselines.instantstyle_plus.load_instantstyle_plus",
+        "smsff.baselines.lora_img2img.LoraImg2Img",
+        "smsff.baselines.lora_controlnet.load_lora_controlnet",
+        "smsff.baselines.scenimefy.load_scenimefy",
+    ),
     "trainer": ("lightning.pytorch.Trainer",),
     "logger": (
         "lightning.pytorch.loggers.CSVLogger",
@@ -99,6 +107,11 @@ PARTIAL = frozenset(
         "smsff.teacher.fake_score.LoraFakeScore",
         "smsff.generator.image.ImageGenerator",
         "smsff.generator.image.LatentGenerator",
+        "smsff.baselines.styleid.StyleID",
+        "smsff.baselines.freestyle.FreeStyle",
+        "smsff.baselines.instantstyle_plus.load_instantstyle_plus",
+        "smsff.baselines.lora_img2img.LoraImg2Img",
+        "smsff.baselines.lora_controlnet.load_lora_controlnet",
     }
 )
 """Targets that are completed during the run: their nodes have ``_partial_: true``, and no others have."""

@@ -1,7 +1,9 @@
 """The peers' network: the nine-block ResNet of CycleGAN and CUT, for comparisons at equal size (11,378,179 parameters).
 
 Written from the papers' description: 7x7 convolution to 64 channels, two stride-2 convolutions to 256, nine residual
-blocks, two transposed convolutions back, 7x7 convolution and tanh; instance norm (no affine), reflection padding.
+blocks, two transposed convolutions back, 7x7 convolution and tanh; instance norm (no affine), reflection padding. CUT
+and Scenimefy change size without aliasing: a convolution and then a blur with every second pixel; upwards linear
+interpolation, which is a blur of doubled pixels, and then a convolution.
 
 Sources: Johnson et al. 2016; Zhu et al. 2017 (CycleGAN); Park et al. 2020 (CUT).
 """
@@ -32,6 +34,12 @@ class _Block(nn.Module):
         return out
 
 
+class _Double(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, C, 2 H, 2 W), each pixel four times."""
+        return F.pixel_shuffle(torch.stack([x] * 4, 2).flatten(1, 2), 2)
+
+
 class ResNetGenerator(nn.Module):
     """RGB (B, 3, H, W) in [-1, 1] to RGB of the same shape in (-1, 1), any H, W >= 1.
 
@@ -41,30 +49,44 @@ class ResNetGenerator(nn.Module):
     Args:
         width: channels at full resolution; four times as many in the blocks.
         blocks: residual blocks at a quarter of the resolution.
+        antialias: sizes are changed as in CUT, else by strides as in CycleGAN.
     """
 
     space = "image"
     multiple = 4
     receptive_radius = None
 
-    def __init__(self, *, width: int = 64, blocks: int = 9) -> None:
+    def __init__(self, *, width: int = 64, blocks: int = 9, antialias: bool = False) -> None:
         super().__init__()
-        self.width, self.blocks = width, blocks
+        self.width, self.blocks, self.antialias = width, blocks, antialias
 
         def normalised(conv: nn.Module, channels: int) -> list[nn.Module]:
             return [conv, nn.InstanceNorm2d(channels), nn.ReLU()]
 
-        def up(channels: int) -> nn.Module:
-            return nn.ConvTranspose2d(channels, channels // 2, 3, stride=2, padding=1, output_padding=1)
+        def means(stride: int) -> list[nn.Module]:
+            """The blur [1, 2, 1] / 4: two means of two neighbours."""
+            return [nn.AvgPool2d(2, stride=1), nn.AvgPool2d(2, stride=stride)]
+
+        def down(channels: int) -> list[nn.Module]:
+            conv = nn.Conv2d(channels, 2 * channels, 3, stride=1 if antialias else 2, padding=1)
+            blur = [nn.ReflectionPad2d(1), *means(2)] if antialias else []
+            return [*normalised(conv, 2 * channels), *blur]
+
+        def up(channels: int) -> list[nn.Module]:
+            if not antialias:
+                conv: nn.Module = nn.ConvTranspose2d(channels, channels // 2, 3, stride=2, padding=1, output_padding=1)
+                return normalised(conv, channels // 2)
+            conv = nn.Conv2d(channels, channels // 2, 3, padding=1)
+            return [_Double(), nn.ReplicationPad2d(1), *means(1), *normalised(conv, channels // 2)]
 
         self.body = nn.Sequential(
             nn.ReflectionPad2d(3),
             *normalised(nn.Conv2d(3, width, 7), width),
-            *normalised(nn.Conv2d(width, 2 * width, 3, stride=2, padding=1), 2 * width),
-            *normalised(nn.Conv2d(2 * width, 4 * width, 3, stride=2, padding=1), 4 * width),
+            *down(width),
+            *down(2 * width),
             *[_Block(4 * width) for _ in range(blocks)],
-            *normalised(up(4 * width), 2 * width),
-            *normalised(up(2 * width), width),
+            *up(4 * width),
+            *up(2 * width),
             nn.ReflectionPad2d(3),
             nn.Conv2d(width, 3, 7),
         )
@@ -76,7 +98,7 @@ class ResNetGenerator(nn.Module):
 
     def config(self) -> dict[str, object]:
         """Constructor arguments, JSON-ready."""
-        return {"width": self.width, "blocks": self.blocks}
+        return {"width": self.width, "blocks": self.blocks, "antialias": self.antialias}
 
     def forward(self, x: Tensor) -> Tensor:
         """Stylize x."""

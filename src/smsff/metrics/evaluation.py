@@ -239,6 +239,9 @@ class Evaluator:
             found["art_fid"] = Figure(value=art_fid, count=n, references=style.count)
             composite = (1 + found["lpips"].value) * (1 + art_fid)
             found["artfid"] = Figure(value=composite, count=n, references=style.count)
+        if "content_tone_free" in found:
+            value = known_style.composite({key: figure.value for key, figure in found.items()})
+            found["composite"] = Figure(value=value, count=n)
         if "reference results" in self.sets:
             ours, style = self._sides("reference")
             if "fid" in self.groups:

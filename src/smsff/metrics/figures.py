@@ -60,6 +60,8 @@ KINDS: dict[str, Kind] = {
     "ssim_tone_free": Kind("SSIM, tone-free", "truth", "higher", 30, _NOISE, 3),
     "style_tone_free": Kind("Style distance, tone-free", "truth", "lower", 30, _NOISE, 2),
     "content": Kind("Content distance", "truth", "lower", 30, _NOISE, 2),
+    "content_tone_free": Kind("Content distance to the truth, tone-free", "truth", "lower", 30, _NOISE, 2),
+    "composite": Kind("Composite", "truth", "lower", 30, _NOISE, 2),
 }
 GROUPS = tuple(dict.fromkeys(kind.group for kind in KINDS.values()))
 NETWORKS = {

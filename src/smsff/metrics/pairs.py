@@ -41,7 +41,7 @@ class Pairing:
     left_out: dict[str, str]
 
 
-class _Folder:
+class PictureFolder:
     """The pictures of a folder by relative name, and by relative name without extension."""
 
     def __init__(self, root: Path, option: str) -> None:
@@ -83,9 +83,9 @@ def pair_up(
     Raises:
         UserError: a folder is missing or empty, or nothing pairs.
     """
-    ours, contents = _Folder(results, "RESULTS"), _Folder(content, "--content")
-    truths = _Folder(truth, "--truth") if truth else None
-    others = [_Folder(rival, "--against") for rival in rivals]
+    ours, contents = PictureFolder(results, "RESULTS"), PictureFolder(content, "--content")
+    truths = PictureFolder(truth, "--truth") if truth else None
+    others = [PictureFolder(rival, "--against") for rival in rivals]
     captions = read_captions(content, list(contents.by_name))
     pairs, left_out, used = [], {}, set()
     for name, path in ours.by_name.items():

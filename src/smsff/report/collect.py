@@ -61,7 +61,7 @@ def expand(folders: Sequence[Path]) -> list[Path]:
         if not runs:
             raise UserError(
                 f"{printable(folder)}: no run in it; a run has config.yaml or metrics.json (train.py), "
-                "evaluation.json (smsff evaluate) or results.json (make bench-styles)"
+                "evaluation.json (smsff evaluate) or results.json (smsff compare)"
             )
         found += runs
     return list({path.resolve(): path for path in found}.values())

@@ -1,4 +1,4 @@
-"""The results of the benchmark on known styles (benchmarks/known_styles.py) as part of a report."""
+"""The results of ``smsff compare`` as tables and as part of a report."""
 
 from __future__ import annotations
 
@@ -8,109 +8,154 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from smsff.metrics.known_style import composite
-from smsff.metrics.table import CEILING, COLUMNS, IMG2IMG, NOTHING, ONE_STEP, TONE_CURVE
+from smsff.atomic import write_atomically
+from smsff.errors import UserError
+from smsff.metrics.figures import KINDS
 from smsff.report.content import Cell, Entry, Gallery, Heading, Source, Table
 from smsff.report.tables import best_of
+from smsff.report.text import listed, table_markdown
 
 FILE = "results.json"
-CONTROLS = (NOTHING, TONE_CURVE, IMG2IMG, ONE_STEP, CEILING, "true style")
-FIGURES = {
-    "composite": ("composite", 2),
-    "content_tone_free": ("content distance tone-free", 2),
-    **COLUMNS,
-}
-SHEETS = {"distances.png": "content distance against style distance", "pictures.png": "the methods on the test photos"}
-
-Values = Mapping[str, float]
+COSTS = {"seconds": ("seconds a picture", 1.0, 2), "memory": ("peak memory, GB", 1e-9, 2)}
+"""Heading, unit and decimals."""
+TEXT = (
+    "Mean over the styles; ± is the standard deviation over seeds; in brackets the paper's own figure. Seconds: median "
+    "over the photos; memory: of the process, or of the GPU where one computes. Highlighted: the methods; others are "
+    "controls."
+)
 
 
 def read_comparison(folder: Path, name: str, share: int) -> Entry:
-    """The tables, plots and pictures of the benchmark from its results.json.
+    """The tables and pictures of a comparison from its results.json.
 
     Raises:
         KeyError, TypeError, ValueError: the file holds something else.
     """
     content = json.loads((folder / FILE).read_text(encoding="utf-8"))
-    entry = Entry(name=name, folder=folder, kind="comparison")
-    records = content["records"]
-    styles = list(dict.fromkeys(record["style"] for record in records))
-    parts = [(f"Mean of {len(styles)} styles", styles)] if len(styles) > 1 else []
-    entry.tables = [_table(records, title, part) for title, part in [*parts, *((style, [style]) for style in styles)]]
+    entry = Entry(name=name, folder=folder, kind="comparison", tables=tables(content))
     entry.facts = [
-        ("methods", str(len({record["row"] for record in records}))),
-        ("styles", ", ".join(styles)),
-        ("photos", ", ".join(dict.fromkeys(str(record["photo"]) for record in records))),
-        ("seeds", str(len({record["seed"] for record in records if record["seed"] is not None}))),
+        ("methods", str(len(content["rows"]))),
+        ("styles", ", ".join(_styles(content))),
+        ("photos", ", ".join(content["photos"])),
+        ("seeds", str(len({one["seed"] for one in content["sets"]}))),
     ]
-    entry.pictures = [
-        Source(path=entry.folder / file, alt=alt, wide=True)
-        for file, alt in SHEETS.items()
-        if (entry.folder / file).is_file()
-    ]
-    entry.galleries = _galleries(records, entry.folder)
-    if content.get("failed"):
-        entry.messages.append(("Failed runs", [str(name) for name in content["failed"]]))
+    entry.galleries = _galleries(content, folder)
+    entry.messages = _messages(content)
     return entry
 
 
-def seed_means(records: Sequence[Mapping[str, Any]], row: str, style: str) -> dict[Any, dict[str, float]]:
-    """Figures of a row on a style for each seed: mean over the photos, the composite from those means."""
-    by_seed: dict[Any, list[Values]] = {}
-    for record in records:
-        if record["row"] == row and record["style"] == style:
-            by_seed.setdefault(record["seed"], []).append(record["figures"])
-    found = {}
-    for seed, photos in by_seed.items():
-        means = {key: statistics.fmean(photo[key] for photo in photos) for key in photos[0] if key in FIGURES}
-        if {"content_tone_free", "style_tone_free"} <= means.keys():
-            means["composite"] = composite(means)
-        found[seed] = means
-    return found
+def write_comparison(content: Mapping[str, Any], out: Path) -> str:
+    """Write results.json, table.md and report.html; returns the text of table.md.
+
+    Raises:
+        UserError: the folder cannot be written to.
+    """
+    from smsff.report.html import write_report  # it imports this module
+
+    blocks = [f"# {content['title']}", *map(table_markdown, tables(content))]
+    blocks += [f"**{heading}**\n\n" + "\n".join(f"- {line}" for line in lines) for heading, lines in _messages(content)]
+    text = "\n\n".join(blocks) + "\n"
+    try:
+        write_atomically(out / FILE, lambda path: path.write_text(json.dumps(content, indent=1) + "\n"))
+        write_atomically(out / "table.md", lambda path: path.write_text(text, encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot be written ({error.strerror})") from error
+    write_report(out / "report.html", [out], title=content["title"])
+    return text
 
 
-def _table(records: Sequence[Mapping[str, Any]], title: str, styles: Sequence[str]) -> Table:
-    """Rows by their composite, with the standard deviation over the seeds that a row has on all the styles."""
-    rows: list[tuple[Heading, tuple[Cell, ...]]] = []
-    columns = tuple(
-        Heading(title=heading, better="higher" if key.startswith(("psnr", "ssim")) else "lower")
-        for key, (heading, _) in FIGURES.items()
-    )
-    for row in dict.fromkeys(record["row"] for record in records):
-        parts = [seed_means(records, row, style) for style in styles]
-        seeds = [seed for seed in parts[0] if all(seed in part for part in parts)]
-        if seeds:
-            rows.append((Heading(title=row), tuple(_cell(parts, seeds, key) for key in FIGURES)))
-    rows.sort(key=lambda item: float("inf") if item[1][0].value is None else item[1][0].value)
-    ours = [i for i, (heading, _) in enumerate(rows) if heading.title not in CONTROLS]
-    best = [best_of({(i, j): rows[i][1][j] for i in ours}, column.better) for j, column in enumerate(columns)]
+def _styles(content: Mapping[str, Any]) -> list[str]:
+    return list(dict.fromkeys(one["style"] for one in content["sets"]))
+
+
+def _messages(content: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+    rows = content["rows"].items()
+    chosen = [
+        f"{name}: {', '.join(f'{c} {_spelled(score, 2)}' for c, score in row['validation'].items())}; "
+        f"{row['candidate']} was taken"
+        for name, row in rows
+        if row["validation"]
+    ]
+    found = {
+        "Missing": [f"{name}: {reason}" for name, row in rows for reason in row["missing"]],
+        "Composite of the candidates on the validation photos": chosen,
+        "Notes": content["notes"],
+        "Not measured": [f"{key}: {reason}" for key, reason in content["not_measured"].items()],
+        "Left out": listed(content["left_out"]),
+    }
+    return [(heading, lines) for heading, lines in found.items() if lines]
+
+
+def _spelled(value: float | None, decimals: int) -> str:
+    return "–" if value is None else f"{value:.{decimals}f}"
+
+
+def tables(content: Mapping[str, Any]) -> list[Table]:
+    """One table of the mean over the styles, and one for each style if there are several."""
+    styles = _styles(content)
+    parts = [(content["title"] if len(styles) < 2 else f"Mean of {len(styles)} styles", styles)]
+    return [_table(content, *part) for part in [*parts, *((style, [style]) for style in styles if len(styles) > 1)]]
+
+
+def _table(content: Mapping[str, Any], title: str, styles: Sequence[str]) -> Table:
+    """One row a method, by composite where it is measured; a row counts where it has all the styles."""
+    keys = [
+        key
+        for key in KINDS
+        if any(key in one["figures"] for one in content["sets"])
+        or any(key in r["paper"] for r in content["rows"].values())
+    ]
+    rows: list[tuple[float, Heading, tuple[Cell, ...], bool]] = []
+    for name, row in content["rows"].items():
+        seeds = _by_seed([one for one in content["sets"] if one["row"] == name], styles)
+        cells = [_figure(seeds, key, KINDS[key].decimals, row["paper"].get(key)) for key in keys]
+        for key, (_, unit, decimals) in COSTS.items():
+            values = [one[key] * unit for part in seeds for one in part if one[key] is not None]
+            cells.append(Cell(text=_spelled(statistics.fmean(values) if values else None, decimals)))
+        without = row["method"] in ("nothing", "pictures")
+        state = "missing" if row["missing"] else "none needed" if without else "there"
+        composite = cells[keys.index("composite")].value if "composite" in keys else None
+        heading = Heading(title=name, note="; ".join(row["missing"]))
+        rows.append((composite or float("inf"), heading, (*cells, Cell(text=state)), row["control"]))
+    rows.sort(key=lambda item: item[0])
+    methods = [i for i, row in enumerate(rows) if not row[3]]
+    columns = [Heading(title=KINDS[key].title, better=KINDS[key].better) for key in keys]
+    best = [best_of({(i, j): rows[i][2][j] for i in methods}, column.better) for j, column in enumerate(columns)]
+    columns += [Heading(title=heading) for heading, _, _ in COSTS.values()] + [Heading(title="weights")]
     return Table(
         title=title,
-        columns=columns,
-        rows=tuple(rows),
-        text="Test photos; composite = (1 + content distance) (1 + style distance), tone-free, in grey levels; ± is "
-        "the standard deviation over seeds. Highlighted: the methods; the other rows are controls.",
-        marked=frozenset(ours),
+        columns=tuple(columns),
+        rows=tuple((heading, cells) for _, heading, cells, _ in rows),
+        text=" ".join(filter(None, (content["note"], TEXT))),
+        marked=frozenset(methods) if len(methods) < len(rows) else frozenset(),
         best=frozenset().union(*best),
     )
 
 
-def _cell(parts: Sequence[Mapping[Any, Values]], seeds: Sequence[Any], key: str) -> Cell:
-    if not all(key in part[seed] for part in parts for seed in seeds):
-        return Cell(text="–")
-    values = [statistics.fmean(part[seed][key] for part in parts) for seed in seeds]
-    decimals, mean = FIGURES[key][1], statistics.fmean(values)
-    note = f"± {statistics.stdev(values):.{decimals}f}, {len(values)} seeds" if len(values) > 1 else ""
-    return Cell(text=f"{mean:.{decimals}f}", value=mean, note=note)
+def _by_seed(sets: Sequence[Mapping[str, Any]], styles: Sequence[str]) -> list[list[Mapping[str, Any]]]:
+    """For each seed that has all the styles its sets."""
+    seeds = dict.fromkeys(one["seed"] for one in sets)
+    parts = [[one for one in sets if one["seed"] == seed and one["style"] in styles] for seed in seeds]
+    return [part for part in parts if len(part) == len(styles) > 0]
 
 
-def _galleries(records: Sequence[Mapping[str, Any]], folder: Path) -> list[Gallery]:
-    """For each style and photo, every row's picture of its first seed."""
+def _figure(seeds: Sequence[Sequence[Mapping[str, Any]]], key: str, decimals: int, paper: float | None) -> Cell:
+    found = [[one["figures"].get(key, {}).get("value") for one in part] for part in seeds]
+    values = [statistics.fmean(part) for part in found if None not in part]
+    notes = [f"± {statistics.stdev(values):.{decimals}f}, {len(values)} seeds"] if len(values) > 1 else []
+    notes += [] if paper is None else [f"({paper:.3f})"]
+    value = statistics.fmean(values) if values else None
+    return Cell(text=_spelled(value, decimals), value=value, note=" ".join(notes))
+
+
+def _galleries(content: Mapping[str, Any], folder: Path) -> list[Gallery]:
+    """For each style and photo: the photo, then every row's picture of its first seed, side by side."""
     found: dict[str, dict[str, Source]] = {}
-    for record in records:
-        picture = record.get("picture")
-        if picture and (folder / picture).is_file():
-            title, row = f"{record['style']}, {record['photo']}", str(record["row"])
-            source = Source(path=folder / picture, alt=f"{title}: {row}")
-            found.setdefault(title, {}).setdefault(row, source)
-    return [Gallery(title=title, pictures=tuple(rows.items())) for title, rows in found.items()]
+    for record in content["records"]:
+        if content["rows"][record["row"]]["method"] == "nothing":  # the photo again
+            continue
+        title = f"{record['style']}, {record['photo']}" if len(_styles(content)) > 1 else str(record["photo"])
+        photo = Source(path=folder / content["photos"].get(record["photo"], ""), alt=f"{title}: photo")
+        source = Source(path=folder / record["picture"], alt=f"{title}: {record['row']}")
+        found.setdefault(title, {"photo": photo} if photo.path.is_file() else {}).setdefault(record["row"], source)
+    return [Gallery(title=title, pictures=tuple(rows.items()), wide=True) for title, rows in found.items()]

@@ -52,10 +52,14 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Heading:
-    """Of a row or a column, and which direction of its numbers is better ("higher", "lower" or "" for neither)."""
+    """Of a row or a column, and which direction of its numbers is better ("higher", "lower" or "" for neither).
+
+    `note` is said below it.
+    """
 
     title: str
     better: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,10 +83,11 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True)
 class Gallery:
-    """Pictures beside each other, each with its label."""
+    """Pictures beside each other, each with its label; `wide`: all in one line, which scrolls."""
 
     title: str
     pictures: tuple[tuple[str, Source], ...]
+    wide: bool = False
 
 
 @dataclass(kw_only=True)

@@ -58,10 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Measure, print, write; returns the exit status."""
     import torch  # here and below: --help should not wait for torch
 
-    from smsff.data.images import find_images
-    from smsff.metrics.evaluation import Evaluator
     from smsff.metrics.networks import parse_paths
-    from smsff.metrics.pairs import pair_up
 
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch finds no CUDA device")
@@ -77,20 +74,41 @@ def run(arguments: argparse.Namespace) -> int:
     if not groups:
         raise UserError("nothing can be measured: " + "; ".join(f"{name}: {why}" for name, why in missing.items()))
     networks.to(torch.device(arguments.device))
-    pairing = pair_up(arguments.results, arguments.content, truth=arguments.truth, rivals=arguments.against, skip=out)
+    content = measured(arguments, groups, networks, found, missing, skip=out)
+    write(out, content)
+    return 1 if content["left_out"] else 0
+
+
+def measured(
+    arguments: argparse.Namespace,
+    groups: Sequence[str],
+    networks: Networks,
+    found: Mapping[str, Found],
+    missing: Mapping[str, str],
+    *,
+    skip: Path | None = None,
+) -> dict[str, Any]:
+    """The content of evaluation.json.
+
+    Args:
+        arguments: With results, content, style, truth, against, prompt and device of the command.
+        skip: Pictures below this folder are no results.
+    """
+    from smsff.data.images import find_images
+    from smsff.metrics.evaluation import Evaluator
+    from smsff.metrics.pairs import pair_up
+
+    pairing = pair_up(arguments.results, arguments.content, truth=arguments.truth, rivals=arguments.against, skip=skip)
     style = find_images(arguments.style) if arguments.style else []
     if arguments.style and not style:
         raise UserError(f"--style {arguments.style}: there are no images in it")
-
     evaluator = Evaluator(groups, networks, prompt=arguments.prompt, device=arguments.device)
     evaluator.measure_pairs(_progress(pairing.pairs, "measuring the pairs"))
     style_groups = {"artfid", "fid", "kid", "clip"} & set(groups)
     style_count = evaluator.measure_style(_progress(style, "measuring the style set")) if style_groups else 0
     evaluation = evaluator.finish(style_count)
     evaluation.left_out = pairing.left_out | evaluation.left_out
-    content = record(arguments, evaluation, pairing, style, found, missing)
-    write(out, content)
-    return 1 if evaluation.left_out else 0
+    return record(arguments, evaluation, pairing, style, found, missing)
 
 
 def choose_groups(arguments: argparse.Namespace) -> tuple[list[str], dict[str, str]]:

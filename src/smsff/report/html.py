@@ -84,7 +84,7 @@ def render(entries: Sequence[Entry], *, title: str, limit: int = LIMIT) -> str:
         geometry=curves,
         style=style,
         script=script,
-        policy=_policy(style, script),
+        policy=content_policy(style, script),
         version=__version__,
     )
 
@@ -99,7 +99,7 @@ def _sources(entries: Sequence[Entry]) -> list[Source]:
     return found
 
 
-def _policy(style: str, script: str) -> str:
+def content_policy(style: str, script: str) -> str:
     """Content security policy: nothing is loaded from anywhere, and no other style or script than ours runs."""
     digests = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script))
     style_hash, script_hash = digests

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from smsff.metrics.figures import counts, spell
+from smsff.report.content import Table
 
 ARROWS = {"higher": "↑", "lower": "↓"}
 NAMED = 10
@@ -63,6 +64,17 @@ def evaluation_markdown(content: Mapping[str, Any]) -> str:
     lines += _section(f"Left out, {len(left_out):,} files", listed(left_out))
     lines += ["", f"smsff {content['smsff']}, protocol {content['protocol']}."]
     return "\n".join(lines) + "\n"
+
+
+def table_markdown(table: Table) -> str:
+    """A table of the report; the best number of a column in bold."""
+    head = [f"**{escape(table.title)}**", *(f"{c.title} {ARROWS.get(c.better, '')}".strip() for c in table.columns)]
+    lines = [f"| {' | '.join(head)} |", "|---" + "|---:" * len(table.columns) + "|"]
+    for i, (heading, cells) in enumerate(table.rows):
+        words = [f"**{cell.text}**" if (i, j) in table.best else cell.text for j, cell in enumerate(cells)]
+        noted = [" ".join(filter(None, (word, cell.note))) for word, cell in zip(words, cells, strict=True)]
+        lines.append(f"| {escape(heading.title)} | {' | '.join(noted)} |")
+    return "\n".join([*lines, "", table.text])
 
 
 def _section(title: str, entries: Iterable[str]) -> list[str]:

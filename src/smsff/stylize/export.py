@@ -15,6 +15,7 @@ from smsff import __version__
 from smsff.atomic import write_atomically
 from smsff.data.images import printable
 from smsff.errors import UserError
+from smsff.generator.released import ENDING, load_released
 from smsff.stylize.model_files import CONFIG, WEIGHTS, Network, build_generator, load_weights
 from smsff.stylize.onnx_model import Agreement, Precision, export_onnx
 from smsff.stylize.onnx_network import ONNX
@@ -70,12 +71,15 @@ def load_generator_from_checkpoint(path: str | Path) -> tuple[Network, dict[str,
     """The trained network of a checkpoint, averaged weights if there are any, and facts about its training.
 
     Args:
-        path: A Lightning checkpoint, or a run folder (then its checkpoints/last.ckpt).
+        path: A Lightning checkpoint, or a run folder (then its checkpoints/last.ckpt); or the .pth file of a generator
+            that CycleGAN, CUT or Scenimefy has released.
 
     Raises:
         UserError: If the file is missing, is no checkpoint of smsff, or holds a single picture instead of a network.
     """
     path = checkpoint_file(path)
+    if path.suffix.lower() == ENDING:
+        return load_released(path, key="ckpt"), {"averaged_weights": False}
     source = f"ckpt={printable(path)}"
     checkpoint = read_checkpoint(path, key="ckpt", mmap=True)
     try:

@@ -16,6 +16,7 @@ from torch import Tensor
 from smsff.data.images import Picture, printable, read_picture
 from smsff.errors import UserError
 from smsff.generator import UNetGenerator
+from smsff.generator.released import ENDING, load_released
 from smsff.stylize import MAX_STRENGTH
 from smsff.stylize.heap import kept
 from smsff.stylize.model_files import CONFIG, WEIGHTS, Network, load_network
@@ -122,12 +123,13 @@ def to_unit_range(generator: Callable[[Tensor], Tensor], rgb: Tensor) -> Tensor:
 
 
 def load_stylizer(folder: str | Path, *, device: str | torch.device = "cpu", tile: int | None = None) -> Stylizer:
-    """Load what `export.py` wrote: safetensors, or ONNX, and nothing that could run code.
+    """Load what `export.py` wrote, safetensors or ONNX, or a released generator; nothing that could run code.
 
     Everything is checked before it is built, so a model of a stranger is safe to load.
 
     Args:
-        folder: Folder with model.safetensors and config.json or with model.onnx; or an .onnx file.
+        folder: Folder with model.safetensors and config.json or with model.onnx; or an .onnx file; or a .pth file of
+            CycleGAN, CUT or Scenimefy.
         device, tile: See `Stylizer`.
 
     Raises:
@@ -135,6 +137,8 @@ def load_stylizer(folder: str | Path, *, device: str | torch.device = "cpu", til
     """
     folder = Path(folder)
     where = printable(folder)
+    if folder.is_file() and folder.suffix.lower() == ENDING:
+        return Stylizer(load_released(folder, key="model"), device=device, tile=tile)
     if folder.is_file() and folder.suffix.lower() != ".onnx":
         raise UserError(
             f"{where}: only folders written by export.py and .onnx files are read as models; a checkpoint becomes one "

@@ -122,7 +122,7 @@ def explain(error: Exception, *, config_dir: Path, config_name: str, words: Sequ
     Args:
         error: What Hydra raised.
         config_dir, config_name: Of the configuration.
-        words: The command line: the task that it chooses decides which keys exist.
+        words: The command line: the task or baseline that it chooses decides which keys exist.
     """
     text = str(error)
     first = text.strip().splitlines()[0]
@@ -141,7 +141,7 @@ def explain(error: Exception, *, config_dir: Path, config_name: str, words: Sequ
     key = found.group(1).partition("=")[0].partition("@")[0]
     GlobalHydra.instance().clear()
     with initialize_config_dir(config_dir=str(config_dir), version_base="1.3"):
-        chosen = [word for word in words if re.fullmatch(r"(task|experiment)=style_lora", word)]
+        chosen = [word for word in words if re.fullmatch(r"(task|experiment)=style_lora|baseline=\w+", word)]
         known = set(flat_keys(OmegaConf.to_container(compose(config_name, overrides=chosen))))
     groups = {str(path.relative_to(config_dir)) for path in config_dir.iterdir() if path.is_dir()}
     if key in known:

@@ -42,19 +42,20 @@ def find_conf(folder: str | None) -> Path:
 
 
 def composed(conf: Path, overrides: Sequence[str]) -> dict[str, Any]:
-    """The resolved configuration; a value that is still to be given is ``???``.
+    """The resolved configuration, with ``baseline=NAME`` that of a baseline; a value still to be given is ``???``.
 
     Raises:
         UserError: a word that is no override, or one that the configuration does not have, with the nearest it has.
     """
     limit_resolvers()  # a configuration must not read the environment into a URL
+    name = "baseline" if any(word.startswith("baseline=") for word in overrides) else "train"
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(config_dir=str(conf), version_base="1.3"):
-            config = compose("train", overrides=prepared(overrides))
+            config = compose(name, overrides=prepared(overrides))
         return absolute(cast(dict[str, Any], OmegaConf.to_container(config, resolve=True, throw_on_missing=False)))
     except HydraException as error:
-        raise UserError(explain(error, config_dir=conf, config_name="train")) from error
+        raise UserError(explain(error, config_dir=conf, config_name=name, words=overrides)) from error
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
     except ValueError as error:

@@ -43,16 +43,15 @@ def doctor(overrides: Sequence[str], *, conf: str | None = None, verify: bool = 
 
 def examine(plain: Mapping[str, Any], *, overrides: Sequence[str] = (), verify: bool = False) -> dict[str, Any]:
     """The report on a resolved configuration, as plain containers; it proposes a command with these overrides."""
-    locked = read_lock()
-    found = [look(need, locked.get(need.name), verify=verify) for need in needs(plain)]
-    machine = describe_machine()
+    found = _look(plain, verify=verify)
+    machine, training = describe_machine(), plain.get("task") != "baseline"
     teacher, trainer = plain.get("teacher") or {}, plain.get("trainer") or {}
-    run_dir = room(Path(plain["run_dir"]))
+    run_dir = room(Path(plain.get("run_dir", ".")))
     loras, lora_problems = _loras(found)
-    memory, unknown = forecast(plain, found, gpus=len(machine["gpus"]))
+    memory, unknown = forecast(plain, found, gpus=len(machine["gpus"])) if training else (None, "that of a training is")
     pictures, no_pictures = _pictures(plain.get("data") or {})
     problems = [
-        *(_problem(status, overrides) for status in found if status.state != "there"),
+        *(weights_problem(status, overrides) for status in found if status.state != "there"),
         *lora_problems,
         *_data_problems(plain.get("data") or {}),
         *no_pictures,
@@ -71,24 +70,36 @@ def examine(plain: Mapping[str, Any], *, overrides: Sequence[str] = (), verify: 
         "loras": loras,
         "memory": memory,
         "memory_unknown": unknown,
-        "data": dict(plain.get("data") or {}),
+        "data": dict(plain["data"] or {}) if training else None,
         "pictures": pictures,
         "run_dir": run_dir,
         "machine": machine,
         "asked": {
             "dtype": teacher.get("dtype"),
-            **{key: trainer.get(key) for key in ("accelerator", "devices", "precision")},
+            **{key: trainer.get(key) for key in ("accelerator", "devices", "precision") if training},
+            **({} if training else {"device": plain["device"]}),
         },
         "versions": versions(),
         "problems": problems,
     }
 
 
+def _look(plain: Mapping[str, Any], *, verify: bool = False) -> list[Status]:
+    locked = read_lock()
+    return [look(need, locked.get(need.name), verify=verify) for need in needs(plain)]
+
+
+def missing_weights(plain: Mapping[str, Any], overrides: Sequence[str]) -> list[str]:
+    """A sentence for each weight of a resolved configuration that is not there as it should be, with what to do."""
+    return [weights_problem(status, overrides) for status in _look(plain) if status.state != "there"]
+
+
 def _source(need: Need) -> str | None:
     return "hub" if need.hub else need.weight.source if need.weight else None
 
 
-def _problem(status: Status, overrides: Sequence[str]) -> str:
+def weights_problem(status: Status, overrides: Sequence[str]) -> str:
+    """What is wrong with weights that are not there as they should be, and what to do."""
     need = status.need
     if status.state != "missing":
         mend = "run `smsff fetch` again" if need.hub else f"move {need.path} away and get it again"
@@ -169,10 +180,11 @@ def lines(report: Mapping[str, Any]) -> Iterator[str]:
         if one["unusable"]:
             yield f"           entries of its header that cannot be applied: {', '.join(one['unusable'])}"
     yield from _memory_lines(report["memory"], report["memory_unknown"])
-    images, pictures = report["data"].get("root", report["data"].get("path")), report["pictures"]
-    yield "Data"
-    count = f"{pictures['images']} in " if pictures else ""
-    yield f"  images   {count}{images or 'the bundled photos'}"
+    data, pictures = report["data"], report["pictures"]
+    if data is not None:
+        yield "Data"
+        count = f"{pictures['images']} in " if pictures else ""
+        yield f"  images   {count}{data.get('root', data.get('path')) or 'the bundled photos'}"
     if pictures and pictures["left_out"]:
         yield f"  left out {pictures['left_out']}"
     machine, asked, run_dir = report["machine"], report["asked"], report["run_dir"]

@@ -128,7 +128,7 @@ def _plan(need: Need, source: str) -> str:
     if not need.hub:
         size = spell_size(need.weight.size) if need.weight and need.weight.size else "size not known"
         return f"from {source} ({size}), to {need.path.absolute()}; {licence}"
-    remote = ask_hub(need.name, revision=need.revision, variant=need.variant, weights=need.weights, vae=need.vae)
+    remote = ask_hub(need.name, revision=need.revision, variant=need.variant, weights=need.weights, part=need.part)
     return (
         f"from the hub, commit {remote.commit[:12]}: {spell_size(missing_bytes(remote))} of {spell_size(remote.size)} "
         f"in {len(remote.files)} files; {licence}"
@@ -163,7 +163,7 @@ def _fetch_file(need: Need, source: str, locked: Locked | None, output: _Output)
 
 
 def _fetch_hub(need: Need, locked: Locked | None, output: _Output) -> None:
-    remote = ask_hub(need.name, revision=need.revision, variant=need.variant, weights=need.weights, vae=need.vae)
+    remote = ask_hub(need.name, revision=need.revision, variant=need.variant, weights=need.weights, part=need.part)
     output.say(f"{need.name}: {spell_size(missing_bytes(remote))} from the hub, commit {remote.commit}; {terms(need)}")
     files = fill_cache(remote, revision=need.revision, say=output.say)
     if locked is not None and locked.revision not in (None, remote.commit):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from smsff.errors import UserError
 from smsff.weights.files import FileRecord, file_sha256, nothing, spell_size
-from smsff.weights.pipeline import INDEX, VAE_PLACES, needed_files
+from smsff.weights.pipeline import INDEX, PARTS, needed_files
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,11 @@ class Remote:
         return sum(file.size for file in self.files)
 
 
-def cached_folder(repo: str, revision: str | None, *, vae: bool = False) -> Path | None:
-    """Where the hub's cache has this revision (None: main) of a repository, or of its auto-encoder alone; offline."""
+def cached_folder(repo: str, revision: str | None, *, part: str | None = None) -> Path | None:
+    """Where the hub's cache has this revision (None: main) of a repository, or of one of `PARTS` in it; offline."""
     from huggingface_hub import try_to_load_from_cache
 
-    for place in VAE_PLACES if vae else ("",):
-        name = f"{place}config.json" if vae else INDEX
+    for name in [INDEX] if part is None else [f"{place}config.json" for place in PARTS[part][2]]:
         try:
             found = try_to_load_from_cache(repo, name, revision=revision)
         except ValueError:  # no name that a repository can have
@@ -62,7 +61,7 @@ def ask_hub(
     revision: str | None,
     variant: str | None,
     weights: bool = True,
-    vae: bool = False,
+    part: str | None = None,
     timeout: float = 20.0,
 ) -> Remote:
     """The needed files of a repository with sizes and hashes; arguments as of `needed_files`.
@@ -77,9 +76,9 @@ def ask_hub(
     except Exception as error:  # the hub's client raises errors of its HTTP library, which differ between versions
         raise UserError(_hub_error(repo, revision, error)) from None
     listed = {sibling.rfilename: sibling for sibling in info.siblings or ()}
-    names = needed_files(listed, variant=variant, weights=weights, vae=vae)
-    wanted = "config.json of an auto-encoder" if vae else INDEX
-    if not (names if vae else INDEX in names) or not info.sha:
+    names = needed_files(listed, variant=variant, weights=weights, part=part)
+    wanted = INDEX if part is None else f"config.json of {PARTS[part][0]}"
+    if not (INDEX in names if part is None else names) or not info.sha:
         raise UserError(f"{repo}: on the hub, but not in the folder layout of diffusers (it has no {wanted})")
     files = (listed[name] for name in names)
     return Remote(

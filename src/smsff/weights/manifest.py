@@ -14,11 +14,15 @@ from smsff.config.schema import Weight
 from smsff.errors import UserError
 from smsff.weights.files import FileRecord, Progress, file_sha256, folder_lock, nothing, safetensors_fault
 from smsff.weights.hub import blob_sha256, cached_folder
-from smsff.weights.pipeline import folder_fault, folder_files
+from smsff.weights.pipeline import PARTS, folder_fault, folder_files
 
 LOCK = "weights.lock.json"
 KEYS = ("base", "style_base", "vae", "config", "lora")
 """Keys of ``teacher`` that name weights; ``weights`` has its entries under the same keys."""
+BASELINE = ("controlnet", "ip_adapter", "image_encoder", "network")
+"""The same of ``baseline``."""
+FILES = ("lora", "ip_adapter", "network")
+"""Those of them that are one file, and never a model of the hub."""
 
 State = Literal["there", "missing", "broken", "wrong"]
 HashState = Literal["verified", "not checked", "unknown"]
@@ -35,7 +39,7 @@ class Need:
         weight: What the manifest knows of it; None of what is the user's own.
         revision, variant: Of a model, as the configuration has them.
         weights: Whether the weights of a model are needed, or its settings and tokenizers alone.
-        vae: Whether its auto-encoder alone is needed, which may have a repository or folder of its own.
+        part: One of `smsff.weights.pipeline.PARTS` if this alone is needed; it may have a repository of its own.
     """
 
     key: str
@@ -45,7 +49,7 @@ class Need:
     revision: str | None = None
     variant: str | None = None
     weights: bool = True
-    vae: bool = False
+    part: str | None = None
 
     @property
     def path(self) -> Path:
@@ -74,23 +78,24 @@ def needs(plain: Mapping[str, Any]) -> list[Need]:
     Raises:
         UserError: an entry of ``weights`` is not one of the manifest.
     """
-    teacher, known = plain.get("teacher") or {}, plain.get("weights") or {}
+    nodes = {name: plain.get(name) or {} for name in ("teacher", "baseline")}
+    known = plain.get("weights") or {}
     for key, entry in known.items():
         check_arguments(Weight, entry, f"weights.{key}")
     found: dict[str, Need] = {}
-    for key in KEYS:
-        for name in lora_paths(teacher.get(key)):
+    for place, key in [*(("teacher", key) for key in KEYS), *(("baseline", key) for key in BASELINE)]:
+        for name in lora_paths(nodes[place].get(key)):
             entry = known.get(key)
             weight = Weight(**entry) if entry is not None and entry["name"] == name else None
             need = Need(
-                key=f"teacher.{key}",
+                key=f"{place}.{key}",
                 name=name,
-                hub=key != "lora" and _is_hub_id(name, weight),
+                hub=key not in FILES and _is_hub_id(name, weight),
                 weight=weight,
-                revision=teacher.get("revision") if key == "base" else None,
-                variant=teacher.get("variant") if key not in ("lora", "vae") else None,
+                revision=nodes["teacher"].get("revision") if key == "base" else None,
+                variant=nodes["teacher"].get("variant") if key in ("base", "style_base", "config") else None,
                 weights=key != "config",
-                vae=key == "vae",
+                part=key if key in PARTS else None,
             )
             found.setdefault(name, need)
     return list(found.values())
@@ -175,13 +180,13 @@ def look(need: Need, locked: Locked | None, *, verify: bool, progress: Progress 
     revision: str | None = None
     place: Path | None = need.path
     if need.hub and not need.path.is_dir():
-        place = cached_folder(need.name, need.revision, vae=need.vae)
+        place = cached_folder(need.name, need.revision, part=need.part)
         revision = place.name if place else None
     if place is None or not place.exists():
         return Status(need=need, state="missing", files={})
     if place.is_dir():
-        fault = folder_fault(place, variant=need.variant, weights=need.weights, vae=need.vae)
-        files = folder_files(place, variant=need.variant, weights=need.weights, vae=need.vae)
+        fault = folder_fault(place, variant=need.variant, weights=need.weights, part=need.part)
+        files = folder_files(place, variant=need.variant, weights=need.weights, part=need.part)
     else:
         fault = safetensors_fault(place) if place.suffix.lower() == ".safetensors" else None
         files = {place.name: place}

@@ -21,41 +21,47 @@ MODELS = {
 SETTINGS = ("tokenizer", "tokenizer_2", "scheduler")
 ALWAYS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 INDEX = "model_index.json"
-VAE_PLACES = ("", "vae/")
-"""Where a folder or repository that an auto-encoder is taken from has it: alone, or as a part of a pipeline."""
+PARTS = {
+    "vae": ("an auto-encoder", MODELS["vae"], ("", "vae/")),
+    "controlnet": ("a ControlNet", MODELS["unet"], ("",)),
+    "image_encoder": ("an image encoder", MODELS["text_encoder"], ("", "models/image_encoder/")),
+}
+"""One network that is taken from a folder or repository: what it is, the names of its weights as in `MODELS`, and the
+places where it may lie: alone, or in a sub-folder."""
 
 
 def needed_files(
-    names: Iterable[str], *, variant: str | None = None, weights: bool = True, vae: bool = False
+    names: Iterable[str], *, variant: str | None = None, weights: bool = True, part: str | None = None
 ) -> list[str]:
     """Those of the files of a repository (paths with ``/``) that loading its pipeline reads, sorted.
 
     Args:
         variant: Suffix of the weights to prefer, such as ``fp16``.
         weights: False for settings and tokenizers alone.
-        vae: The auto-encoder alone.
+        part: One of `PARTS` alone.
     """
     listing = sorted(names)
-    if vae:
-        place = next((place for place in VAE_PLACES if f"{place}config.json" in listing), None)
+    if part is not None:
+        _, stems, places = PARTS[part]
+        place = next((place for place in places if f"{place}config.json" in listing), None)
         if place is None:
             return []
         inside = [name.removeprefix(place) for name in listing if name.startswith(place)]
-        return sorted(place + name for name in ("config.json", *weight_files(inside, "vae", variant)))
+        return sorted(place + name for name in ("config.json", *weight_files(inside, stems, variant)))
     chosen = [name for name in listing if name == INDEX]
-    for part in (*MODELS, *SETTINGS):
-        inside = [name.removeprefix(f"{part}/") for name in listing if name.startswith(f"{part}/")]
+    for folder in (*MODELS, *SETTINGS):
+        inside = [name.removeprefix(f"{folder}/") for name in listing if name.startswith(f"{folder}/")]
         plain = [n for n in inside if n.endswith((".json", ".txt", ".model")) and ".index." not in n and "/" not in n]
-        tensors = weight_files(inside, part, variant) if weights and part in MODELS else []
-        chosen += [f"{part}/{name}" for name in (*plain, *tensors)]
+        tensors = weight_files(inside, MODELS[folder], variant) if weights and folder in MODELS else []
+        chosen += [f"{folder}/{name}" for name in (*plain, *tensors)]
     return sorted(chosen)
 
 
-def weight_files(names: Iterable[str], part: str, variant: str | None) -> list[str]:
-    """The weights of one part, with the index of split ones: of the variant if there are any, safetensors first."""
+def weight_files(names: Iterable[str], stems: tuple[str, str], variant: str | None) -> list[str]:
+    """The weights of one network, with the index of split ones: of the variant if there are any, safetensors first."""
     names, number = list(names), r"-\d+-of-\d+"
     for middle in [rf"\.{re.escape(variant)}", ""] if variant else [""]:
-        for stem, kind in zip(MODELS[part], ("safetensors", "bin"), strict=True):
+        for stem, kind in zip(stems, ("safetensors", "bin"), strict=True):
             whole_or_split = re.compile(rf"{stem}({middle}|{middle}{number}|{number}{middle})\.{kind}")
             index = re.compile(rf"{stem}\.{kind}\.index{middle}\.json")
             if found := [name for name in names if whole_or_split.fullmatch(name)]:
@@ -63,34 +69,37 @@ def weight_files(names: Iterable[str], part: str, variant: str | None) -> list[s
     return []
 
 
-def folder_fault(folder: Path, *, variant: str | None = None, weights: bool = True, vae: bool = False) -> str | None:
+def folder_fault(
+    folder: Path, *, variant: str | None = None, weights: bool = True, part: str | None = None
+) -> str | None:
     """What a pipeline folder lacks, in a few words; None if all parts are there and whole, by names and headers.
 
     Arguments as of `needed_files`.
     """
-    if vae:
-        files = needed_files([path.relative_to(folder).as_posix() for path in folder.rglob("*")], vae=True)
+    if part is not None:
+        files = needed_files([path.relative_to(folder).as_posix() for path in folder.rglob("*")], part=part)
         if len(files) < 2:
-            return "it has no auto-encoder" if not files else "the auto-encoder has no weights"
+            what = PARTS[part][0]
+            return f"it has no {what.partition(' ')[2]}" if not files else f"it has {what} without weights"
         return _weights_fault((folder / files[0]).parent, [Path(name).name for name in files[1:]])
     index = _read(folder / INDEX) or {}
-    listed = [part for part in (*MODELS, *SETTINGS) if part in ALWAYS or index.get(part) not in (None, [None, None])]
-    for part in listed:
-        inside = folder / part
+    listed = [name for name in (*MODELS, *SETTINGS) if name in ALWAYS or index.get(name) not in (None, [None, None])]
+    for name in listed:
+        inside = folder / name
         if not inside.is_dir():
-            return f"the part {part} is missing"
+            return f"the part {name} is missing"
         names = [path.name for path in inside.iterdir()]
-        if part in SETTINGS:
-            if not any(name.endswith(".json") for name in names):
-                return f"{part} is empty"
+        if name in SETTINGS:
+            if not any(one.endswith(".json") for one in names):
+                return f"{name} is empty"
             continue
         if "config.json" not in names:
-            return f"{part}/config.json is missing"
-        tensors = weight_files(names, part, variant) if weights else []
+            return f"{name}/config.json is missing"
+        tensors = weight_files(names, MODELS[name], variant) if weights else []
         if weights and not tensors:
-            return f"{part} has no weights" + (f" of the variant {variant}" if variant else "")
+            return f"{name} has no weights" + (f" of the variant {variant}" if variant else "")
         if fault := _weights_fault(inside, tensors):
-            return f"{part}: {fault}"
+            return f"{name}: {fault}"
     return None
 
 
@@ -109,11 +118,11 @@ def _weights_fault(folder: Path, names: list[str]) -> str | None:
 
 
 def folder_files(
-    folder: Path, *, variant: str | None = None, weights: bool = True, vae: bool = False
+    folder: Path, *, variant: str | None = None, weights: bool = True, part: str | None = None
 ) -> dict[str, Path]:
     """The needed files of a pipeline folder by their names in it."""
     names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-    return {name: folder / name for name in needed_files(names, variant=variant, weights=weights, vae=vae)}
+    return {name: folder / name for name in needed_files(names, variant=variant, weights=weights, part=part)}
 
 
 def _read(path: Path) -> dict[str, Any] | None:

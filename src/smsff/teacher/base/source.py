@@ -21,6 +21,12 @@ T = TypeVar("T")
 
 LOAD_ERRORS = (pickle.UnpicklingError, OSError, ValueError, SafetensorError)
 INDEX = "model_index.json"
+KINDS = {
+    "teacher.vae": "an auto-encoder or a pipeline",
+    "baseline.controlnet": "a ControlNet",
+    "baseline.image_encoder": "a CLIP image encoder",
+}
+"""What a key names, if it is no whole pipeline."""
 _PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 
 
@@ -137,7 +143,7 @@ def absent(source: Source, reason: str) -> str:
     """The message for weights that are not there: `reason`, and what to do."""
     known = source.folder is None and source.name.count("/") == 1
     fetch = source.name if known else "stable-diffusion-v1-5/stable-diffusion-v1-5"
-    what = "an auto-encoder or a pipeline" if source.key == "teacher.vae" else "a Stable Diffusion pipeline"
+    what = KINDS.get(source.key, "a Stable Diffusion pipeline")
     return (
         f"{source}: {reason}. Give the folder of {what} in the layout of diffusers, a single "
         f".safetensors file, or an id on the hub. Where there is a network, run `smsff fetch` with the overrides of "

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.utilities import rank_zero_only
 
 from smsff.atomic import write_aside
@@ -70,6 +71,8 @@ class RunSummary(pl.Callback):
             "images_per_second": round(self.images_here / max(seconds, 1e-9), 3),
             "figures": {name: v if math.isfinite(v) else None for name, v in sorted(self.figures.items())},
         }
+        if torch.cuda.is_available():
+            content["gpu_memory"] = torch.cuda.max_memory_allocated()  # bytes, of this process
         guard = getattr(trainer.lightning_module, "guard", None)
         if isinstance(guard, StepGuard):
             content["skipped_steps"] = guard.state_dict()["total"]

@@ -1,0 +1,174 @@
+"""What the diffusion baselines share: working size, prompts, DDIM there and back, a ControlNet beside the U-Net."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from diffusers import ControlNetModel, DDIMInverseScheduler, DDIMScheduler
+from torch import Tensor, nn
+
+from smsff.errors import UserError
+from smsff.teacher.base.source import Source, local_first
+from smsff.teacher.condition import Condition
+from smsff.teacher.sampling import LATENT_MULTIPLE
+from smsff.teacher.stable_diffusion import StableDiffusionTeacher
+
+Noise = Callable[[Tensor, int], Tensor]
+"""(z_t, t) to the predicted noise, of the shape of z_t."""
+Scheduler = TypeVar("Scheduler", DDIMScheduler, DDIMInverseScheduler)
+
+
+def resized(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, 3, H, W) in [0, 1] at another size; the same tensor at its own."""
+    if x.shape[-2:] == size:
+        return x
+    return F.interpolate(x, size, mode="bicubic", antialias=True).clamp(0, 1)
+
+
+def at_working_size(x: Tensor, resolution: int, teacher: StableDiffusionTeacher) -> Tensor:
+    """Pictures at about resolution^2 pixels in their own proportions, sides as the U-Net needs them."""
+    height, width = x.shape[-2:]
+    multiple, scale = LATENT_MULTIPLE * teacher.latent.downscale, resolution / (height * width) ** 0.5
+    fitted = [max(round(side * scale / multiple), 1) * multiple for side in (height, width)]
+    return resized(x, (fitted[0], fitted[1]))
+
+
+def cropped_like(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """The largest middle part of (B, 3, h, w) in the proportions of `size`, at this size."""
+    height, width = x.shape[-2:]
+    scale = min(height / size[0], width / size[1])
+    rows, columns = (max(round(side * scale), 1) for side in size)
+    top, left = (height - rows) // 2, (width - columns) // 2
+    return resized(x[..., top : top + rows, left : left + columns], size)
+
+
+def spelled(template: str, words: str, captions: Sequence[str]) -> list[str]:
+    """The template once for each caption; what an empty one leaves at the ends is taken away."""
+    filled = (template.replace("{words}", words).replace("{caption}", caption) for caption in captions)
+    return [text.strip(" ,") for text in filled]
+
+
+def encode(teacher: StableDiffusionTeacher, x: Tensor) -> Tensor:
+    """Scaled latents of pictures in [0, 1]."""
+    return teacher.latent.encode(2 * x - 1)
+
+
+def decode(teacher: StableDiffusionTeacher, z: Tensor, content: Tensor) -> Tensor:
+    """Pictures in [0, 1] of the size of `content`."""
+    return resized((teacher.latent.decode(z) / 2 + 0.5).clamp(0, 1), (content.shape[-2], content.shape[-1]))
+
+
+def noise_like(z: Tensor, seeds: Sequence[int]) -> Tensor:
+    """Standard normal numbers of the shape of z, for each picture from its own seed."""
+    draws = [torch.randn(z.shape[1:], generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    return torch.stack(draws).to(z)
+
+
+def scheduler(kind: type[Scheduler], teacher: StableDiffusionTeacher, steps: int) -> Scheduler:
+    """DDIM as Stable Diffusion is sampled: `steps` timesteps of even distance, from 1. It takes predicted noise."""
+    made = kind(
+        trained_betas=teacher.schedule.betas.tolist(), clip_sample=False, set_alpha_to_one=False, steps_offset=1
+    )
+    made.set_timesteps(steps)
+    return made
+
+
+def guided(
+    score: Callable[[Tensor, Tensor, Condition], Tensor],
+    cond: Condition,
+    null: Condition | None = None,
+    guidance: float = 1.0,
+) -> Noise:
+    """The score under a prompt: null + guidance (cond - null), in one pass of the network; without `null`, cond."""
+
+    def noise(z_t: Tensor, t: int) -> Tensor:
+        rows = z_t if null is None else z_t.repeat(2, 1, 1, 1)
+        both = cond if null is None else Condition.cat([null, cond])
+        eps = score(rows, torch.full((len(rows),), t, device=z_t.device), both).to(z_t.dtype)
+        if null is None:
+            return eps
+        without, under = eps.chunk(2)
+        return torch.lerp(without, under, guidance)
+
+    return noise
+
+
+def invert(noise: Noise, inverse: DDIMInverseScheduler, z: Tensor) -> dict[int, Tensor]:
+    """DDIM backwards from clean latents, which stand for those of the first timestep: z_t by t, the noisiest last."""
+    times = inverse.timesteps.tolist()
+    path = {times[0]: z}
+    for t, after in pairwise(times):
+        path[after] = inverse.step(noise(path[t], t), after, path[t]).prev_sample
+    return path
+
+
+def denoise(noise: Noise, sampler: DDIMScheduler, z_t: Tensor, times: Sequence[int]) -> Tensor:
+    """DDIM along these timesteps, to the clean latent."""
+    for t in times:
+        z_t = sampler.step(noise(z_t, t), t, z_t).prev_sample
+    return z_t
+
+
+@contextmanager
+def hooked(network: nn.Module, change: Callable[[tuple[Any, ...], dict[str, Any]], Any]) -> Iterator[None]:
+    """Within the context the network is called with the positional and named arguments that `change` returns."""
+    handle = network.register_forward_pre_hook(lambda _, args, named: change(args, named), with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def load_controlnet(name: str, teacher: StableDiffusionTeacher) -> ControlNetModel:
+    """A ControlNet of the teacher's family, in the number type of its U-Net.
+
+    Args:
+        name: Folder in the layout of diffusers, or hub id.
+
+    Raises:
+        UserError: It is not there, or belongs to another family.
+    """
+    source, unet = Source(name, "baseline.controlnet"), teacher.unet
+    network = local_first(
+        source,
+        "",
+        lambda **where: ControlNetModel.from_pretrained(source.location, torch_dtype=unet.dtype, **where),
+        index="config.json",
+    )
+    wanted, found = (one.config.cross_attention_dim for one in (unet, network))
+    if wanted != found:
+        raise UserError(
+            f"{source}: made for a base whose text has {found} channels, and that of teacher.base has {wanted}; take "
+            "a ControlNet of its family"
+        )
+    return network.requires_grad_(False).eval().to(unet.device)
+
+
+@contextmanager
+def controlled(unet: nn.Module, network: ControlNetModel, hint: Tensor, scale: float) -> Iterator[None]:
+    """Within the context a ControlNet adds its features to every call of the U-Net.
+
+    Args:
+        hint: (B, 3, H, W) in [0, 1], what the ControlNet looks at; the rows of a call are a multiple of B.
+        scale: Factor on its features.
+    """
+    hint = hint.to(network.dtype)
+
+    def add(args: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        down, middle = network(
+            *args,
+            encoder_hidden_states=named["encoder_hidden_states"],
+            controlnet_cond=hint.repeat(len(args[0]) // len(hint), 1, 1, 1),
+            conditioning_scale=scale,
+            added_cond_kwargs=named.get("added_cond_kwargs"),
+            return_dict=False,
+        )
+        return args, named | {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
+
+    with hooked(unet, add):
+        yield
