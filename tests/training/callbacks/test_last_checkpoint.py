@@ -72,7 +72,7 @@ def test_after_a_failed_run_a_signal_does_what_it_did_before() -> None:
 
 def test_an_undisturbed_run_is_finished_and_its_figures_counted(tmp_path: Path) -> None:
     stop, summary = LastCheckpoint(path=tmp_path / "last.ckpt"), RunSummary(path=tmp_path / "metrics.json")
-    fit([summary, stop])
+    summary.write(fit([summary, stop]), "finished")
     content = json.loads((tmp_path / "metrics.json").read_text())
     assert content["status"] == "finished"
     assert (content["steps"], content["images_seen"]) == (6, 24)
