@@ -100,6 +100,7 @@ def end_of_job(*, grace: float = 60.0) -> None:
     import torch.distributed
 
     processes.end_children(grace=grace)
+    processes.end_workers()
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     if not STARTED_BY_OTHERS:
