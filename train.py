@@ -30,7 +30,7 @@ from smsff.build import build, build_task
 from smsff.config import check, hydra_guard, overrides
 from smsff.config.trust import nearest
 from smsff.errors import RunError, UserError
-from smsff.training import faults, launch, processes, resume, run_folder, signals, slurm
+from smsff.training import faults, launch, processes, resume, run_folder, signals
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -77,7 +77,7 @@ def train(cfg: DictConfig, *, sweep: bool = False) -> float | None:
     check.check_config(plain)
     if plain["task"] == "style_matching":
         check.check_style_files(plain)
-    slurm.check_processes(plain["trainer"], sweep=sweep)
+    launch.check_processes(plain["trainer"], sweep=sweep)
     run_dir, cfg.ckpt_path = Path(plain["run_dir"]), plain["ckpt_path"]
     checkpoint = run_folder.checkpoint_for(plain["ckpt_path"], run_dir, sweep=sweep)
     ended = checkpoint is not None and resume.check(checkpoint, plain)

@@ -66,8 +66,8 @@ class Study(Sweeper):
             hydra_context=hydra_context, task_function=task_function, config=config
         )
 
-    def sweep(self, arguments: list[str]) -> float:
-        """Run the trials that are left; returns the best value.
+    def sweep(self, arguments: list[str]) -> None:
+        """Run the trials that are left.
 
         Raises:
             UserError: there is nothing to vary or to optimize, or the folder holds another study.
@@ -77,16 +77,22 @@ class Study(Sweeper):
         study, folder = self.open(space)
         left = self.n_trials - len(study.get_trials(states=[_state("COMPLETE")]))
         faults: list[JobReturn] = []
+        tried: set[int] = set()
         while left > 0:
-            batch = self.draw(study, space, min(left, self.n_jobs))
+            batch = self.draw(study, space, min(left, self.n_jobs), tried)
+            tried |= {trial.number for trial in batch}
             jobs = [
-                [*fixed, *(f"{key}={quoted(value)}" for key, value in trial.params.items()), f"hydra.sweep.subdir={n}"]
-                for n, trial in batch
+                [
+                    *fixed,
+                    *(f"{key}={written(value)}" for key, value in trial.params.items()),
+                    f"hydra.sweep.subdir={trial.number}",
+                ]
+                for trial in batch
             ]
-            results = self.launcher.launch(jobs, initial_job_idx=batch[0][0])
-            for (number, _), result in zip(batch, results, strict=True):
+            results = self.launcher.launch(jobs, initial_job_idx=batch[0].number)
+            for trial, result in zip(batch, results, strict=True):
                 faults += [result] if result.status is JobStatus.FAILED else []
-                tell(study, number, result)
+                tell(study, trial.number, result)
             left -= len(batch)
             write_aside(
                 folder / "study.json", lambda path: path.write_text(json.dumps(summary(study), indent=2) + "\n")
@@ -94,7 +100,6 @@ class Study(Sweeper):
         for fault in faults:
             _ = fault.return_value  # raises
         log.info("best: trial %d, %s, %s", study.best_trial.number, study.best_value, study.best_params)
-        return float(study.best_value)
 
     def read(self, words: list[str]) -> tuple[list[str], dict[str, Any]]:
         """The overrides of every trial, and the distribution of each key that varies; of a key the last word counts."""
@@ -108,7 +113,10 @@ class Study(Sweeper):
 
     def open(self, space: dict[str, Any]) -> tuple[optuna.Study, Path]:
         """The study in its folder."""
-        import optuna
+        try:
+            import optuna
+        except ImportError as error:
+            raise UserError("hydra/sweeper=optuna needs Optuna: pip install 'smsff[sweep]'") from error
         from optuna.storages import JournalStorage
         from optuna.storages.journal import JournalFileBackend
 
@@ -126,23 +134,27 @@ class Study(Sweeper):
             direction=self.direction,
             load_if_exists=True,
         )
-        known = {key: str(one) for key, one in study.user_attrs.get("space", {}).items()}
         wanted = {key: str(one) for key, one in space.items()}
-        if known and known != wanted:
+        known = study.user_attrs.get("space", wanted)
+        if known != wanted:
             raise UserError(f"run_dir: the study in {folder} varies {known}, not {wanted}; take another folder")
         study.set_user_attr("space", wanted)
         return study, folder
 
-    def draw(self, study: optuna.Study, space: dict[str, Any], count: int) -> list[tuple[int, Any]]:
-        """Number and parameters of the next trials: those that were under way first."""
+    def draw(
+        self, study: optuna.Study, space: dict[str, Any], count: int, tried: set[int]
+    ) -> list[optuna.trial.FrozenTrial]:
+        """The next trials: first those that were under way when the study was ended, but none twice."""
         import optuna
 
-        under_way = study.get_trials(deepcopy=False, states=[_state("RUNNING")])[:count]
-        for _ in range(count - len(under_way)):
+        def open_trials() -> list[optuna.trial.FrozenTrial]:
+            return [one for one in study.get_trials(states=[_state("RUNNING")]) if one.number not in tried]
+
+        for _ in range(count - len(open_trials())):
             # Anew for each trial, by its number: what is drawn does not depend on where a study was killed.
             study.sampler = optuna.samplers.TPESampler(seed=self.seed + len(study.trials), constant_liar=True)
             study.ask(space)
-        return [(one.number, one) for one in study.get_trials(states=[_state("RUNNING")])[:count]]
+        return open_trials()[:count]
 
 
 def _state(name: str) -> Any:
@@ -171,6 +183,11 @@ def distribution(override: Override) -> Any:
     else:
         raise UserError(f"{override.input_line}: write choice(...), range(...) or interval(...)")
     return CategoricalDistribution(values)
+
+
+def written(value: object) -> str:
+    """A drawn value as it stands in an override."""
+    return quoted(value) if isinstance(value, str) else json.dumps(value)
 
 
 def tell(study: optuna.Study, number: int, result: JobReturn) -> None:

@@ -43,7 +43,7 @@ def call(*words: str) -> str:
     return subprocess.run(words, check=True, capture_output=True, text=True).stdout
 
 
-def until(condition: Callable[[], Any], text: Callable[[], str], seconds: float = 240) -> None:
+def until(condition: Callable[[], Any], text: Callable[[], str], seconds: float = 900) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, text()

@@ -7,14 +7,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
-
-import psutil
-
-from smsff.errors import UserError
-from smsff.training.processes import device_count
 
 INTERACTIVE = ("bash", "interactive")
 EVICTION = ("SIGUSR1", "SIGUSR2")
@@ -38,38 +31,14 @@ def job_id() -> str:
     return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
 
 
-def check_processes(trainer: Mapping[str, Any], *, sweep: bool) -> None:
-    """Compare the processes that ``srun`` or torchrun has started with those that the configuration wants.
-
-    Args:
-        trainer: Node of the configuration.
-        sweep: Whether this is one job of several of the same command.
-
-    Raises:
-        UserError: each would be a training of its own in the same folder, or wait for one that never comes.
-    """
-    elastic = "TORCHELASTIC_RUN_ID" in os.environ
-    if elastic and sweep:
-        raise UserError("-m: start a sweep without torchrun; trainer.devices=N starts the processes of each job")
-    devices, nodes = device_count(trainer["devices"]), trainer["num_nodes"]
-    if devices is None or not (elastic or in_job()):
-        return
-    started = int(os.environ["WORLD_SIZE"] if elastic else os.environ.get("SLURM_STEP_NUM_TASKS", 1))
-    if started != devices * nodes:
-        raise UserError(
-            f"trainer.devices={devices} trainer.num_nodes={nodes} is a training of {devices * nodes} processes, and "
-            f"{'torchrun' if elastic else 'srun'} has started {started}; make them equal"
-        )
-    if not elastic:
-        os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(devices))  # Lightning wants it, and srun -n 8 has none
-
-
 def run_name() -> str:
     """A name for the folder of a run: the time, or in a Slurm job what stays the same when the job starts again."""
     if in_job() and "SLURM_JOB_ID" in os.environ:
         return f"slurm_{job_id()}_{os.environ.get('SLURM_STEP_ID', '0')}"
     start = datetime.now()
     if "TORCHELASTIC_RUN_ID" in os.environ:  # the same for all processes that it starts, also again
+        import psutil  # here: the signals wait for this module
+
         start = datetime.fromtimestamp(psutil.Process(os.getppid()).create_time())
     return start.strftime("%Y-%m-%d_%H-%M-%S_%f")
 
