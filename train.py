@@ -2,8 +2,8 @@
 
 Exit status: 0 when the run is finished, 2 for a wrong command or missing files (with one message that names the key),
 3 if the last checkpoint could not be written, 4 if a process of the run was lost, 5 if memory was not enough, 130 after
-Ctrl-C, 138 after SIGUSR1 and 143 after SIGTERM (these leave a checkpoint), 1 for too many steps with NaN or Inf and for
-anything unforeseen. See docs/reference/reliability.md.
+Ctrl-C, 138 after SIGUSR1, 140 after SIGUSR2 and 143 after SIGTERM (these leave a checkpoint), 1 for too many steps with
+NaN or Inf and for anything unforeseen. See docs/reference/reliability.md.
 """
 
 from __future__ import annotations
@@ -131,8 +131,16 @@ def build_trainer(plain: dict[str, Any]) -> pl.Trainer:
 
 def quiet() -> None:
     """Leave out what Lightning says of every run: hardware, advertisements, and that a frozen teacher is frozen."""
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
-    expected = ["in eval mode", "does not have many workers", "LeafSpec", "have overridden `transfer_batch_to_device`"]
+    for name in ("utilities.rank_zero", "trainer.connectors.signal_connector"):
+        logging.getLogger(f"lightning.pytorch.{name}").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric.utilities.distributed").setLevel(logging.WARNING)
+    expected = [
+        "all_gather is deprecated",
+        "in eval mode",
+        "does not have many workers",
+        "LeafSpec",
+        "have overridden `transfer_batch_to_device`",
+    ]
     if "SLURM_JOB_ID" not in os.environ:
         expected.append("The `srun` command is available")
     for words in expected:

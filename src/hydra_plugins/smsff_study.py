@@ -16,6 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, QuotedString, RangeSweep
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
@@ -57,12 +58,14 @@ class Study(Sweeper):
         for name, value in (("n_trials", n_trials), ("n_jobs", n_jobs)):
             if not isinstance(value, int) or value < 1:
                 raise UserError(f"hydra.sweeper.{name}={value}: must be an integer of at least 1")
-        self.direction, self.n_trials, self.n_jobs = direction, n_trials, n_jobs
+        self.direction: Any = direction
+        self.n_trials, self.n_jobs = n_trials, n_jobs
         self.seed, self.storage, self.params = seed, storage, params or {}
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        self.config, self.parser = config, OverridesParser.create(config_loader=hydra_context.config_loader)
-        self.launcher = Plugins.instance().instantiate_launcher(
+        self.config: DictConfig = config
+        self.parser = OverridesParser.create(config_loader=hydra_context.config_loader)
+        self.launcher: Launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
 
@@ -171,11 +174,10 @@ def distribution(override: Override) -> Any:
     """
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-    value = override.value()
-    tags = getattr(value, "tags", set())
+    value: Any = override.value()
     if isinstance(value, IntervalSweep):
-        kind = IntDistribution if isinstance(value.start, int) else FloatDistribution
-        return kind(value.start, value.end, log="log" in tags)
+        kind: Any = IntDistribution if isinstance(value.start, int) else FloatDistribution
+        return kind(value.start, value.end, log="log" in value.tags)
     if isinstance(value, RangeSweep) and value.start is not None and value.stop is not None:
         values: Sequence[Any] = list(value.range())
     elif isinstance(value, ChoiceSweep):
