@@ -6,14 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 
-from hydra_plugins.smsff_study import Study
+from hydra_plugins.smsff_study import Study, distribution
+from smsff.config.check import check_config, resolve
 from smsff.errors import RunError, UserError
 
 pytest.importorskip("optuna")
+CONF = Path(__file__).parents[2] / "conf"
 WORDS = ["x=interval(0,10)", "n=int(tag(log,interval(1,100)))", "kind=choice(a,true,2)", "seed=3", "returns=f"]
 
 
@@ -134,3 +137,18 @@ def test_another_space_in_the_same_folder_is_refused(tmp_path: Path) -> None:
     study(tmp_path, parabola, n_trials=1)
     with pytest.raises(UserError, match="take another folder"):
         study(tmp_path, parabola, "x=interval(0,9)", last=True)
+
+
+@pytest.mark.parametrize("name", ["objective", "timesteps", "rates"])
+def test_the_ready_spaces_lie_within_what_the_keys_allow(tmp_path: Path, name: str) -> None:
+    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+        words = ["hydra/sweeper=optuna", f"hydra/sweeper/params={name}", "returns=train/matching"]
+        params = compose("train", words, return_hydra_config=True).hydra.sweeper.params
+        space = {
+            one.get_key_element(): distribution(one)
+            for one in OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in params.items()])
+        }
+        assert space
+        for end in ("low", "high"):
+            values = [f"{key}={getattr(one, end)}" for key, one in space.items()]
+            check_config(resolve(compose("train", [*values, f"run_dir={tmp_path}"])))
