@@ -22,7 +22,7 @@ SPEED ?= $(shell grep -qsE 'avx512_bf16|amx_bf16' /proc/cpuinfo && echo half || 
 export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL := help
-.PHONY: help demo style-lora test test-slow test-faults faults-table lint teacher bench bench-styles clean
+.PHONY: help demo style-lora test test-slow test-slurm test-faults faults-table lint teacher bench bench-styles clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s  %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ test: $(READY) ## the test suite without the slow tests (ARGS= for pytest)
 
 test-slow: $(READY) ## the slow tests alone
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow $(ARGS)
+
+test-slurm: $(READY) ## jobs, sweeps and studies in a Slurm of two nodes that is started here (Debian, root)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/slurm -m slurm $(ARGS)
 
 test-faults: $(READY) ## kill, fill, truncate and corrupt real runs; the counts go to outputs/faults.json and fuzz.json
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/faults tests/fuzz -m "faults or not faults" $(ARGS)

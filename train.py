@@ -2,11 +2,16 @@
 
 Exit status: 0 when the run is finished, 2 for a wrong command or missing files (with one message that names the key),
 3 if the last checkpoint could not be written, 4 if a process of the run was lost, 5 if memory was not enough, 130 after
-Ctrl-C, 138 after SIGUSR1 and 143 after SIGTERM (these leave a checkpoint), 1 for too many steps with NaN or Inf and for
-anything unforeseen. See docs/reference/reliability.md.
+Ctrl-C, 138 after SIGUSR1, 140 after SIGUSR2 and 143 after SIGTERM (these leave a checkpoint), 1 for too many steps with
+NaN or Inf and for anything unforeseen. See docs/reference/reliability.md.
 """
 
 from __future__ import annotations
+
+if __name__ == "__main__":  # first: the imports below take seconds
+    from smsff.training import signals
+
+    signals.listen()
 
 import logging
 import os
@@ -23,8 +28,9 @@ from omegaconf import DictConfig, OmegaConf
 import smsff.pipes
 from smsff.build import build, build_task
 from smsff.config import check, hydra_guard, overrides
+from smsff.config.trust import nearest
 from smsff.errors import RunError, UserError
-from smsff.training import faults, launch, processes, resume, run_folder
+from smsff.training import faults, launch, processes, resume, run_folder, signals
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -35,14 +41,16 @@ log = logging.getLogger(__name__)
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
-def main(cfg: DictConfig) -> None:
+def main(cfg: DictConfig) -> float | None:
+    signals.listen()  # a launcher's process had other handlers
     hydra_guard.install()  # named here: a launcher's process imports, and so guards, before it composes
     os.chdir(HydraConfig.get().runtime.cwd)  # paths are meant from there, also with hydra.job.chdir=True
     cfg.run_dir = HydraConfig.get().runtime.output_dir  # in a sweep: the folder of this job
     grace = 3.0  # others wait in vain for a process that has failed
     try:
-        train(cfg)
+        figure = train(cfg, sweep=in_sweep())
         grace = cfg.process_timeout
+        return figure
     except UserError as error:
         refuse(error)
         end(error, status=2)
@@ -53,23 +61,42 @@ def main(cfg: DictConfig) -> None:
         launch.end_of_job(grace=grace)
 
 
-def train(cfg: DictConfig) -> None:
-    """Check everything that needs no weights, then the data, then load the teacher, then train."""
+def in_sweep() -> bool:
+    """Whether this is one of the jobs of ``-m``."""
+    return not OmegaConf.is_missing(HydraConfig.get().job, "num")
+
+
+def train(cfg: DictConfig, *, sweep: bool = False) -> float | None:
+    """Check everything that needs no weights, then the data, then load the teacher, then train.
+
+    Returns:
+        The figure that ``returns`` names; None if it names none.
+    """
     quiet()
     plain = check.resolve(cfg)
     check.check_config(plain)
     if plain["task"] == "style_matching":
         check.check_style_files(plain)
+    launch.check_processes(plain["trainer"], sweep=sweep)
     run_dir, cfg.ckpt_path = Path(plain["run_dir"]), plain["ckpt_path"]
-    checkpoint = run_folder.checkpoint_for(plain["ckpt_path"], run_dir)
-    with run_folder.claimed(cfg, run_dir):
-        if checkpoint is not None:
-            resume.check(checkpoint, plain)
-        run(plain, checkpoint)
+    checkpoint = run_folder.checkpoint_for(plain["ckpt_path"], run_dir, sweep=sweep)
+    ended = checkpoint is not None and resume.check(checkpoint, plain)
+    again = sweep or plain["ckpt_path"] is None  # one of several runs of this command, and not asked for by name
+    figures = run_folder.finished(run_dir) if ended and again else None
+    if figures is None:
+        with run_folder.claimed(cfg, run_dir):
+            figures = run(plain, checkpoint)
+    if plain["returns"] is None or not launch.is_main_process():
+        return None
+    if plain["returns"] not in figures:
+        raise UserError(
+            f"returns={plain['returns']}: metrics.json has no such figure; {nearest(plain['returns'], figures)}"
+        )
+    return figures[plain["returns"]]
 
 
-def run(plain: dict[str, Any], checkpoint: Path | None) -> None:
-    """Build what the configuration names, and train it."""
+def run(plain: dict[str, Any], checkpoint: Path | None) -> dict[str, float]:
+    """Build what the configuration names, and train it; returns the figures of the training."""
     import lightning.pytorch as pl
 
     from smsff.training.opening import opening
@@ -81,7 +108,7 @@ def run(plain: dict[str, Any], checkpoint: Path | None) -> None:
     if launch.is_main_process():
         log.info("the run\n%s", opening(plain, trainer, module, data))
     launch.use_child_command(SCRIPT, replace={"ckpt_path": str(checkpoint)} if checkpoint else None)
-    fit(trainer, module, data, checkpoint)
+    return fit(trainer, module, data, checkpoint)
 
 
 def build_trainer(plain: dict[str, Any]) -> pl.Trainer:
@@ -104,16 +131,26 @@ def build_trainer(plain: dict[str, Any]) -> pl.Trainer:
 
 def quiet() -> None:
     """Leave out what Lightning says of every run: hardware, advertisements, and that a frozen teacher is frozen."""
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
-    expected = ["in eval mode", "does not have many workers", "LeafSpec", "have overridden `transfer_batch_to_device`"]
+    for name in ("utilities.rank_zero", "trainer.connectors.signal_connector"):
+        logging.getLogger(f"lightning.pytorch.{name}").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric.utilities.distributed").setLevel(logging.WARNING)
+    expected = [
+        "all_gather is deprecated",
+        "in eval mode",
+        "does not have many workers",
+        "LeafSpec",
+        "have overridden `transfer_batch_to_device`",
+    ]
     if "SLURM_JOB_ID" not in os.environ:
         expected.append("The `srun` command is available")
     for words in expected:
         warnings.filterwarnings("ignore", message=f".*{words}")
 
 
-def fit(trainer: pl.Trainer, module: pl.LightningModule, data: pl.LightningDataModule, checkpoint: Path | None) -> None:
-    """Train, look at the result, write the summary.
+def fit(
+    trainer: pl.Trainer, module: pl.LightningModule, data: pl.LightningDataModule, checkpoint: Path | None
+) -> dict[str, float]:
+    """Train, look at the result, write the summary, and return its figures.
 
     Raises:
         SystemExit: 128 and the number of the signal that ended the run.
@@ -133,11 +170,13 @@ def fit(trainer: pl.Trainer, module: pl.LightningModule, data: pl.LightningDataM
         trainer.validate(module, data, verbose=False, weights_only=True)
     for summary in (one for one in callbacks if isinstance(one, RunSummary)):
         summary.write(trainer, "finished")
+        return summary.figures
+    return {}
 
 
 def end(error: Exception, *, status: int) -> None:
     """End a job that has failed. A sweep goes on, and at its end raises its first error, whatever process it was in."""
-    if OmegaConf.is_missing(HydraConfig.get().job, "num"):  # one run
+    if not in_sweep():
         sys.exit(status)
     raise error
 

@@ -47,7 +47,7 @@ def test_all_kinds_of_commands_are_covered():
 def test_make_targets_exist():
     targets = set(re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
     assert set(re.findall(r"\bmake ([a-z-]+)", " ".join(COMMANDS))) <= targets
-    tests = {"test", "test-slow", "test-faults", "lint"}
+    tests = {"test", "test-slow", "test-slurm", "test-faults", "lint"}
     work = {"demo", "style-lora", "teacher", "bench", "bench-styles"}
     assert targets == tests | work | {"help", "faults-table", "clean"}
 

@@ -132,6 +132,7 @@ def plugins() -> Iterator[list[str]]:
         ("hydra: {launcher: {additional_parameters: {prolog: FILE}}}", r"additional_parameters\.prolog=.*line"),
         ('hydra: {launcher: {partition: "x\\ntouch FILE #"}}', r"hydra\.launcher\.partition=.*second line"),
         ("hydra: {sweeper: {custom_search_space: os.system}}", r"hydra\.sweeper\.custom_search_space=.*command line"),
+        ("hydra: {sweeper: {params: {+hydra.launcher.setup: '[touch FILE]'}}}", r"params\.\+hydra.*command line"),
         ("hydra: {sweeper: {storage: 'mysql://elsewhere'}}", r"hydra\.sweeper\.storage=.*command line"),
     ],
 )

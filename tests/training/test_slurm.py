@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import os
+import signal
 import stat
 from pathlib import Path
 
 import pytest
 
+from smsff.errors import UserError
 from smsff.training import slurm
-from smsff.training.launch import is_main_process
+from smsff.training.launch import check_processes, is_main_process
 
 VARIABLES = {"SLURM_NTASKS": "2", "SLURM_JOB_NAME": "train", "SLURM_JOB_ID": "17", "SLURM_STEP_ID": "0"}
 
@@ -51,13 +53,71 @@ def test_a_job_knows_whether_it_was_started_before_and_who_is_first(job: None, m
 
 
 def test_requeueing_asks_for_this_job_and_reports_failures(
-    job: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    job: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    def said() -> str:
+        slurm.requeue(signal.SIGUSR1)
+        return capfd.readouterr().err
+
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert "scontrol requeue 17" in str(slurm.requeue())  # there is no such command
+    assert "scontrol" in said()  # there is no such command
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     scontrol(tmp_path, f'echo "$@" > {tmp_path}/asked')
-    assert slurm.requeue() is None
+    assert said() == "SIGUSR1: job 17 requeued\n"
     assert (tmp_path / "asked").read_text() == "requeue 17\n"
     scontrol(tmp_path, "echo no such job >&2; exit 1")
-    assert str(slurm.requeue()).endswith("no such job")
+    assert said() == "SIGUSR1: job 17 not requeued: no such job\n"
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    assert said() == ""
+
+
+@pytest.mark.parametrize(
+    ("told", "evicted"),
+    [
+        ("JobState=RUNNING StartTime=2026-11-29T10:00:00 PreemptTime=2026-11-29T10:00:09", True),
+        ("JobState=RUNNING StartTime=2026-11-29T10:00:09 PreemptTime=2026-11-29T10:00:00", False),  # an earlier time
+        ("JobState=RUNNING StartTime=2026-11-29T10:00:00 PreemptTime=None", False),
+        ("JobState=CANCELLED StartTime=2026-11-29T10:00:00 PreemptTime=2026-11-29T10:00:09", False),
+        ("JobState=RUNNING StartTime=2026-11-29T10:00:00", False),
+        ("", False),
+    ],
+)
+def test_sigterm_is_an_eviction_only_where_slurm_says_so(
+    job: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: str, evicted: bool
+) -> None:
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    scontrol(tmp_path, f"echo JobId=17 {told}")
+    assert slurm.evicted(signal.SIGTERM) is evicted
+    assert not slurm.evicted(signal.SIGINT)
+    assert slurm.evicted(signal.SIGUSR1)
+    assert slurm.evicted(signal.SIGUSR2)
+    monkeypatch.delenv("SLURM_NTASKS")
+    assert not slurm.evicted(signal.SIGUSR1)
+
+
+@pytest.mark.parametrize(("devices", "tasks"), [(1, 2), (2, 1), (2, 3), ([0, 1], 3), ("0,1", 1)])
+def test_other_processes_than_the_configuration_wants_are_refused(
+    job: None, monkeypatch: pytest.MonkeyPatch, devices: object, tasks: int
+) -> None:
+    monkeypatch.delenv("SLURM_NTASKS_PER_NODE", raising=False)
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", str(tasks))
+    with pytest.raises(UserError, match=f"srun has started {tasks}"):
+        check_processes({"devices": devices, "num_nodes": 1}, sweep=False)
+    check_processes({"devices": tasks, "num_nodes": 1}, sweep=False)
+    check_processes({"devices": -1, "num_nodes": 1}, sweep=False)
+    monkeypatch.delenv("SLURM_NTASKS")
+    check_processes({"devices": devices, "num_nodes": 1}, sweep=False)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("WORLD_SIZE", str(tasks))
+    with pytest.raises(UserError, match=f"torchrun has started {tasks}"):
+        check_processes({"devices": devices, "num_nodes": 1}, sweep=False)
+    with pytest.raises(UserError, match="-m: start a sweep without torchrun"):
+        check_processes({"devices": tasks, "num_nodes": 1}, sweep=True)
+
+
+def test_processes_of_torchrun_name_one_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    assert slurm.run_name() == slurm.run_name()
+    assert not slurm.started_again()
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert slurm.started_again()

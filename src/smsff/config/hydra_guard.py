@@ -28,7 +28,10 @@ TARGETS = {
         "hydra_plugins.hydra_submitit_launcher.submitit_launcher.LocalLauncher",
         "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher",
     ),
-    "hydra.sweeper._target_": ("hydra._internal.core_plugins.basic_sweeper.BasicSweeper",),
+    "hydra.sweeper._target_": (
+        "hydra._internal.core_plugins.basic_sweeper.BasicSweeper",
+        "hydra_plugins.smsff_study.Study",
+    ),
 }
 TYPED = (
     "hydra.launcher.setup",
@@ -135,6 +138,10 @@ def _check_typed(hydra: Mapping[str, Any], overrides: Sequence[str]) -> None:
     recorded = hydra.get("overrides") or {}
     if sorted([*recorded.get("hydra", []), *recorded.get("task", [])]) != sorted(overrides):
         raise _refusal("hydra.overrides", recorded, "a file says what the command line alone can say")
+    params = hydra["sweeper"].get("params") or {}
+    for key in params if isinstance(params, Mapping) else ():
+        if _key(str(key)).startswith("hydra"):
+            raise _refusal(f"hydra.sweeper.params.{key}", params[key], "Hydra's own keys are given on the command line")
     for key, value in _leaves({name: hydra[name] for name in ("launcher", "sweeper")}, "hydra"):
         typed = any(key == one or key.startswith(f"{one}.") for one in map(_key, overrides))
         if value is None or typed or permitted(key):

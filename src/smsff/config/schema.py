@@ -133,6 +133,7 @@ class AnyTraining:
         str | None,
         Key("go on from a checkpoint: a file, or last (of run_dir, else of the newest run beside it)"),
     ]
+    returns: Annotated[str | None, Key("figure of metrics.json that a study optimizes (hydra/sweeper=optuna)")]
 
 
 @dataclass(kw_only=True)
@@ -566,11 +567,17 @@ def _places(plain: Plain) -> None:
                 raise UserError(f"{place}.{key}={value}: must not lead out of the folder of the run")
 
 
+def _returns(plain: Plain) -> None:
+    if plain["returns"] is not None and not (plain["callbacks"] or {}).get("summary"):
+        raise UserError(f"returns={plain['returns']}: the figures are those of callbacks.summary, which is null")
+
+
 def check_contradictions(plain: Plain) -> None:
     """Find settings that are each allowed but exclude one another; keys, types and ranges are already checked.
 
     Raises:
         UserError: names the keys, their values, and what would agree.
     """
-    for check in (_trainer, _one_picture, _length, _timesteps, _sizes, _shared_draw, _optimizer, _lora, _places):
+    checks = (_trainer, _one_picture, _length, _timesteps, _sizes, _shared_draw, _optimizer, _lora, _places, _returns)
+    for check in checks:
         check(plain)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import lru_cache, partial
@@ -123,7 +124,11 @@ def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def end_with(parent: int, worker: int) -> None:
-    """In a loader process at its start: end if the training is gone already. torch looks after that from then on."""
+    """In a loader process at its start: end if the training is gone already. torch looks after that from then on.
+
+    Slurm sends SIGTERM to every process of a job; the loader's have to serve the training until it has saved.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if os.getppid() != parent:
         os._exit(1)
 

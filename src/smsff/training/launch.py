@@ -28,6 +28,7 @@ from omegaconf import OmegaConf
 
 from smsff.config.overrides import quoted
 from smsff.config.trust import nearest
+from smsff.errors import UserError
 from smsff.training import processes, slurm
 
 if TYPE_CHECKING:
@@ -43,6 +44,32 @@ def is_main_process() -> bool:
     if slurm.in_job() and "LOCAL_RANK" not in os.environ:
         return os.environ.get("SLURM_PROCID", "0") == "0"
     return os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("NODE_RANK", "0") == "0"
+
+
+def check_processes(trainer: Mapping[str, Any], *, sweep: bool) -> None:
+    """Compare the processes that ``srun`` or torchrun has started with those that the configuration wants.
+
+    Args:
+        trainer: Node of the configuration.
+        sweep: Whether this is one job of several of the same command.
+
+    Raises:
+        UserError: each would be a training of its own in the same folder, or wait for one that never comes.
+    """
+    elastic = "TORCHELASTIC_RUN_ID" in os.environ
+    if elastic and sweep:
+        raise UserError("-m: start a sweep without torchrun; trainer.devices=N starts the processes of each job")
+    devices, nodes = processes.device_count(trainer["devices"]), trainer["num_nodes"]
+    if devices is None or not (elastic or slurm.in_job()):
+        return
+    started = int(os.environ["WORLD_SIZE"] if elastic else os.environ.get("SLURM_STEP_NUM_TASKS", 1))
+    if started != devices * nodes:
+        raise UserError(
+            f"trainer.devices={devices} trainer.num_nodes={nodes} is a training of {devices * nodes} processes, and "
+            f"{'torchrun' if elastic else 'srun'} has started {started}; make them equal"
+        )
+    if not elastic:
+        os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(devices))  # Lightning wants it, and srun -n 8 has none
 
 
 def child_command(script: Path, local_rank: int, *, replace: Mapping[str, str] | None = None) -> list[str]:
@@ -100,6 +127,7 @@ def end_of_job(*, grace: float = 60.0) -> None:
     import torch.distributed
 
     processes.end_children(grace=grace)
+    processes.end_workers()
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     if not STARTED_BY_OTHERS:
@@ -128,6 +156,8 @@ def explain(error: Exception, *, config_dir: Path, config_name: str, words: Sequ
     first = text.strip().splitlines()[0]
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
+        if choice in ("submitit_slurm", "submitit_local"):
+            return f"{group}={choice.removeprefix('submitit_')} needs submitit: pip install 'smsff[cluster]'"
         choices = ", ".join(error.options)
         return f"{group}={choice}: there is no such choice; {nearest(choice, error.options)}\nchoices: {choices}"
     ambiguous = re.match(r"Ambiguous value for argument '([^=]*)=(.*)'$", first)

@@ -28,6 +28,13 @@ GRACE = 15.0
 _children: list[subprocess.Popen[Any]] = []
 
 
+def device_count(devices: Any) -> int | None:
+    """How many devices ``trainer.devices`` names; None if it leaves that to the machine."""
+    if isinstance(devices, str):
+        devices = int(devices) if devices.isdecimal() else None if devices in ("auto", "-1") else devices.split(",")
+    return (devices if devices > 0 else None) if isinstance(devices, int) else devices and len(devices)
+
+
 def loader_workers(devices: Any) -> int:
     """Loader processes for each process of a run: one for each core but one that it has to itself, at most four.
 
@@ -35,9 +42,7 @@ def loader_workers(devices: Any) -> int:
         devices: As ``trainer.devices``; where it does not say how many, one is assumed.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    listed = devices.count(",") + 1 if isinstance(devices, str) else len(devices) if hasattr(devices, "__len__") else 1
-    count = devices if isinstance(devices, int) else listed
-    return max(0, min(4, cores // max(count, 1) - 1))
+    return max(0, min(4, cores // (device_count(devices) or 1) - 1))
 
 
 def lost() -> str | None:
@@ -99,7 +104,7 @@ def end_main() -> None:
 
 
 def end_workers() -> None:
-    """Kill the loader workers that are left: Python asks them to end, and waits for one that hangs for ever."""
+    """Kill the loader workers that are left: Python waits for ever for one that hangs or is deaf to SIGTERM."""
     for worker in multiprocessing.active_children():
         worker.kill()
 

@@ -23,6 +23,7 @@ IGNORED = tuple(f"optimizer.*.{name}" for name in ("lr", "betas", "eps", "weight
 FREE = (
     "run_dir",
     "ckpt_path",
+    "returns",
     "trainer.*",
     "logger*",
     "callbacks.*",
@@ -48,10 +49,13 @@ FREE = (
 MAX_NAMED = 10
 
 
-def check(checkpoint: Path, plain: Mapping[str, Any]) -> None:
+def check(checkpoint: Path, plain: Mapping[str, Any]) -> bool:
     """Compare a configuration with that of a checkpoint.
 
     What makes going on impossible is refused; a warning names what changes the training, and a run at its end.
+
+    Returns:
+        Whether the checkpoint is the end of just this training.
 
     Raises:
         UserError: the checkpoint is unreadable, was made for something else, or has more steps than the run.
@@ -73,11 +77,13 @@ def check(checkpoint: Path, plain: Mapping[str, Any]) -> None:
     if done > steps:
         raise UserError(f"steps={steps}: ckpt_path={checkpoint} has {done} steps already; raise steps above {done}")
     changed = [key for key in differ if key in before and key in now]  # another version may have other keys
+    others = [key for key in changed if not fits(key, IGNORED + FREE)]
     if is_main_process():
         if done == steps:
             log.warning("ckpt_path=%s: all steps=%d are done; raise steps to train on", checkpoint, steps)
         warn([key for key in changed if fits(key, IGNORED)], before, now, ": the checkpoint's value stays")
-        warn([key for key in changed if not fits(key, IGNORED + FREE)], before, now, ": from here on another training")
+        warn(others, before, now, ": from here on another training")
+    return done == steps and not others
 
 
 def warn(keys: list[str], before: Mapping[str, Any], now: Mapping[str, Any], consequence: str) -> None:

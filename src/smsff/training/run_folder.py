@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import logging
 import os
 import socket
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 
 LOCK = ".lock"
 CONFIG = "config.yaml"
+SUMMARY = "metrics.json"
 
 
 def goes_on(wanted: str | None, run_dir: Path) -> bool:
@@ -32,22 +34,36 @@ def goes_on(wanted: str | None, run_dir: Path) -> bool:
     return wanted is not None and Path(wanted).resolve().is_relative_to(run_dir.resolve())
 
 
-def checkpoint_for(wanted: str | None, run_dir: Path) -> Path | None:
+def checkpoint_for(wanted: str | None, run_dir: Path, *, sweep: bool = False) -> Path | None:
     """The checkpoint that ``ckpt_path`` means; None is the beginning, also of a run that was lost before its first one.
+
+    Args:
+        wanted: ``ckpt_path``.
+        run_dir: Folder of the run.
+        sweep: Whether the runs beside it are other jobs of the same sweep, from which none goes on.
 
     Raises:
         UserError: it is missing or damaged.
     """
     own = goes_on(wanted, run_dir)
     wanted = "last" if wanted is None and own else wanted
-    if wanted == "last" and own and not list(run_dir.glob(f"checkpoints/*{SUFFIX}")):
-        if is_main_process():
+    if wanted == "last" and (own or sweep) and not list(run_dir.glob(f"checkpoints/*{SUFFIX}")):
+        if is_main_process() and own:
             log.warning("ckpt_path=last: %s has no checkpoint yet; starting from the beginning", run_dir)
         return None
     found = find_checkpoint(wanted, run_dir)
     if found and is_main_process():
         report_found(found, run_dir)
     return found.path if found else None
+
+
+def finished(run_dir: Path) -> dict[str, float] | None:
+    """The figures of the run of this folder, if it has come to its end, pictures and all."""
+    try:
+        summary = json.loads((run_dir / SUMMARY).read_text())
+    except (OSError, ValueError):
+        return None
+    return summary["figures"] if summary["status"] == "finished" else None
 
 
 @contextlib.contextmanager

@@ -1,12 +1,17 @@
-"""What a Slurm job tells its processes, and how a job that is about to be evicted asks to be started again."""
+"""What Slurm and torchrun tell the processes of a job, and how a job that is evicted asks to be started again."""
 
 from __future__ import annotations
 
 import os
+import re
+import signal
 import subprocess
+import sys
 from datetime import datetime
 
 INTERACTIVE = ("bash", "interactive")
+EVICTION = ("SIGUSR1", "SIGUSR2")
+"""What is sent some time before the end: by ``sbatch --signal`` as the guide has it, and by submitit."""
 
 
 def in_job() -> bool:
@@ -15,8 +20,9 @@ def in_job() -> bool:
 
 
 def started_again() -> bool:
-    """Whether Slurm has started this job before: requeued after an eviction or the failure of a node."""
-    return in_job() and int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0
+    """Whether Slurm or torchrun has started this job before: after an eviction, or when a process or node failed."""
+    restarts = os.environ.get("SLURM_RESTART_COUNT") if in_job() else os.environ.get("TORCHELASTIC_RESTART_COUNT")
+    return int(restarts or 0) > 0
 
 
 def job_id() -> str:
@@ -29,17 +35,42 @@ def run_name() -> str:
     """A name for the folder of a run: the time, or in a Slurm job what stays the same when the job starts again."""
     if in_job() and "SLURM_JOB_ID" in os.environ:
         return f"slurm_{job_id()}_{os.environ.get('SLURM_STEP_ID', '0')}"
-    return datetime.now().strftime("%Y-%m-%d_%H-%M-%S_%f")
+    start = datetime.now()
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # the same for all processes that it starts, also again
+        import psutil  # here: the signals wait for this module
+
+        start = datetime.fromtimestamp(psutil.Process(os.getppid()).create_time())
+    return start.strftime("%Y-%m-%d_%H-%M-%S_%f")
 
 
-def requeue() -> str | None:
-    """Ask Slurm to start this job again; returns why that failed, or None.
+def _scontrol(*words: str) -> subprocess.CompletedProcess[str]:
+    command = ["scontrol", *words, job_id()]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return subprocess.CompletedProcess(command, 1, "", str(error))
+
+
+def evicted(number: signal.Signals) -> bool:
+    """Whether a signal means that this job must make room and shall be started again: SIGTERM may also be its end.
+
+    Slurm itself starts a job again that it evicts without grace; ``scancel`` and the time limit end it.
+    """
+    if not in_job() or number is signal.SIGINT:
+        return False
+    if number.name in EVICTION:
+        return True
+    told = dict(re.findall(r"(JobState|StartTime|PreemptTime)=(RUNNING|\d\S*)", _scontrol("show", "job").stdout))
+    return "JobState" in told and told.get("PreemptTime", "") > told.get("StartTime", "")
+
+
+def requeue(number: signal.Signals) -> None:
+    """Ask Slurm to start this job again, and say so or why that failed.
 
     Lightning's own handler does this too, but inside of the signal handler, after saving in the middle of a step.
     """
-    command = ["scontrol", "requeue", job_id()]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return f"{' '.join(command)}: {error}"
-    return None if done.returncode == 0 else f"{' '.join(command)}: {done.stderr.strip() or done.returncode}"
+    done = _scontrol("requeue")
+    if os.environ.get("SLURM_PROCID", "0") == "0":
+        failure = done.stderr.strip() or str(done.returncode)
+        outcome = f"not requeued: {failure}" if done.returncode else "requeued"
+        print(f"{number.name}: job {job_id()} {outcome}", file=sys.stderr, flush=True)

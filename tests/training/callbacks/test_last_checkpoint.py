@@ -54,6 +54,16 @@ def test_a_second_signal_stops_at_once() -> None:
         stop._note(signal.SIGINT, None)
 
 
+def test_a_second_one_within_moments_is_the_same_signal(monkeypatch: pytest.MonkeyPatch) -> None:
+    stop = LastCheckpoint(path="unused")
+    stop._note(signal.SIGINT, None)
+    stop._note(signal.SIGTERM, None)
+    assert stop.received is signal.SIGINT
+    monkeypatch.setattr("smsff.training.signals.SAME", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        stop._note(signal.SIGTERM, None)
+
+
 def test_after_a_failed_run_a_signal_does_what_it_did_before() -> None:
     class Fail(pl.Callback):
         def on_train_batch_end(self, *_: Any) -> None:
@@ -72,7 +82,7 @@ def test_after_a_failed_run_a_signal_does_what_it_did_before() -> None:
 
 def test_an_undisturbed_run_is_finished_and_its_figures_counted(tmp_path: Path) -> None:
     stop, summary = LastCheckpoint(path=tmp_path / "last.ckpt"), RunSummary(path=tmp_path / "metrics.json")
-    fit([summary, stop])
+    summary.write(fit([summary, stop]), "finished")
     content = json.loads((tmp_path / "metrics.json").read_text())
     assert content["status"] == "finished"
     assert (content["steps"], content["images_seen"]) == (6, 24)
@@ -139,7 +149,7 @@ def test_a_slurm_job_is_requeued_after_its_checkpoint_and_for_its_signal_alone(
         monkeypatch.setenv(f"SLURM_{name}", value)
     path, asked = tmp_path / "last.ckpt", []
 
-    def requeue() -> None:
+    def requeue(number: signal.Signals) -> None:
         asked.append(torch.load(path, weights_only=True)["global_step"])
 
     monkeypatch.setattr("smsff.training.slurm.requeue", requeue)

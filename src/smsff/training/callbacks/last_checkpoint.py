@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -14,7 +15,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
 from smsff.errors import RunError
-from smsff.training import slurm
+from smsff.training import signals, slurm
 from smsff.training.callbacks.checkpoint_io import SafeCheckpointIO
 from smsff.training.checkpoints import read_manifest
 
@@ -27,10 +28,11 @@ class LastCheckpoint(pl.Callback):
     """Saves at the last step, and makes the step at which a signal arrives the last one.
 
     Interrupting in the middle of an optimizer step would leave half-updated weights; so the step is finished first,
-    with all its micro-batches. A second signal stops at once; the last regular checkpoint then stands.
+    with all its micro-batches. A second signal some seconds later stops at once; the last regular checkpoint then
+    stands.
 
-    SIGINT, SIGTERM and SIGUSR1 are handled. In a Slurm job SIGUSR1 (``sbatch --signal=SIGUSR1@90``) also requeues the
-    job. Lightning's own handler would save in the middle of the step, on the process where the signal came first.
+    SIGINT, SIGTERM, SIGUSR1 and SIGUSR2 are handled. A Slurm job that is evicted is also requeued. Lightning's own
+    handler would save in the middle of the step, on the process where the signal came first.
 
     Args:
         path: The checkpoint to write.
@@ -44,13 +46,14 @@ class LastCheckpoint(pl.Callback):
         self.received: signal.Signals | None = None
         self._saved_step = self._last_step = self._first_step = -1
         self._ended = False
+        self._since, self._process = 0.0, os.getpid()
         self._before: dict[signal.Signals, Any] = {}
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        signals = {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGTERM)}
+        self._process = os.getpid()
         if threading.current_thread() is threading.main_thread():
             # Now for the loader workers, which inherit it: a Ctrl-C reaches them too, and must not end them.
-            self._before = {number: signal.signal(number, self._note) for number in signals}
+            self._before = {number: signal.signal(number, self._note) for number in signals.ENDING}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Again: Lightning has put its own handlers in between.
@@ -63,9 +66,13 @@ class LastCheckpoint(pl.Callback):
             signal.signal(number, self._before[signal.Signals(number)])
             signal.raise_signal(number)
             return
+        if os.getpid() != self._process:  # a loader worker: the signal is for the process that it works for
+            return
         if self.received is not None:
-            raise KeyboardInterrupt
-        self.received = signal.Signals(number)
+            if number == signal.SIGINT or time.monotonic() - self._since > signals.SAME:
+                raise KeyboardInterrupt
+            return
+        self.received, self._since = signal.Signals(number), time.monotonic()
         rank_zero_warn(f"{self.received.name}: finishing this step and saving a checkpoint; once more stops at once")
 
     def on_train_batch_end(
@@ -78,7 +85,8 @@ class LastCheckpoint(pl.Callback):
         if trainer.strategy.reduce_boolean_decision(self.received is not None, all=False):
             trainer.should_stop = True
             number = torch.tensor(int(self.received or 0), device=trainer.strategy.root_device)
-            self.received = signal.Signals(int(trainer.strategy.reduce(number, reduce_op="max")))
+            number = trainer.strategy.reduce(number, reduce_op="max")
+            self.received, self._since = signal.Signals(int(number)), time.monotonic()
         if trainer.should_stop or trainer.global_step >= trainer.max_steps:
             self.save(trainer)
 
@@ -109,10 +117,11 @@ class LastCheckpoint(pl.Callback):
         self._ended = True
         for number, handler in self._before.items():
             signal.signal(number, handler)
-        evicted = slurm.in_job() and self.received is not None and self.received.name == "SIGUSR1"
-        if stage == "fit" and evicted and self._saved_step == trainer.global_step and trainer.is_global_zero:
-            failure = slurm.requeue()
-            rank_zero_warn(f"not requeued: {failure}" if failure else f"job {slurm.job_id()} requeued")
+        if stage != "fit" or self.received is None or self._saved_step != trainer.global_step:
+            return
+        if trainer.is_global_zero and slurm.evicted(self.received):
+            signals.ignore()  # Slurm ends the processes of a job that it requeues
+            slurm.requeue(self.received)
 
     def save(self, trainer: pl.Trainer) -> None:
         """Write the checkpoint; at the end of a run there is no next time, so try again for some seconds.

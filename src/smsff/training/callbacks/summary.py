@@ -51,7 +51,7 @@ class RunSummary(pl.Callback):
         self.collect(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.write(trainer, "finished" if trainer.global_step >= trainer.max_steps else "interrupted")
+        self.write(trainer, "interrupted")  # until the last pictures are there
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self.write(trainer, "interrupted" if isinstance(exception, KeyboardInterrupt) else "failed")
