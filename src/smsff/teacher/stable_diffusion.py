@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from smsff.errors import UserError
-from smsff.method.schedule import NoiseSchedule, PredictionType
+from smsff.method.schedule import NoiseSchedule
 from smsff.teacher.base.components import (
+    UNetPrediction,
     build_schedule,
     find_config,
     load_text,
@@ -180,7 +181,7 @@ def load_stable_diffusion(
     lora_text: bool = True,
     config: str | None = None,
     vae: str | None = None,
-    prediction_type: PredictionType | None = None,
+    prediction_type: UNetPrediction | None = None,
     dtype: Precision = "float32",
     gradient_checkpointing: bool = True,
     revision: str | None = None,

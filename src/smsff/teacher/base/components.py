@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, DDPMScheduler, UNet2DConditionModel
@@ -14,13 +14,14 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from transformers.utils import logging as transformers_logging
 
 from smsff.errors import UserError
-from smsff.method.schedule import NoiseSchedule, PredictionType
+from smsff.method.schedule import NoiseSchedule
 from smsff.teacher.base import single_file
 from smsff.teacher.base.families import family_config
 from smsff.teacher.base.pipeline_config import PipelineConfig, check_config, check_vae, complete_vae, read_config
 from smsff.teacher.base.source import INDEX, Source, local_first, read_json
 
 VaeModel: TypeAlias = AutoencoderKL | AutoencoderTiny
+UNetPrediction = Literal["epsilon", "v_prediction"]
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +86,7 @@ def vae_place(source: Source) -> str:
 
 
 def settle_prediction(
-    found: Sequence[tuple[Source, PipelineConfig]], wanted: PredictionType | None
+    found: Sequence[tuple[Source, PipelineConfig]], wanted: UNetPrediction | None
 ) -> list[tuple[Source, PipelineConfig]]:
     """What each of one or two models predicts: as the checkpoint says, or as `wanted`.
 
@@ -95,8 +96,8 @@ def settle_prediction(
     Raises:
         UserError: `wanted` is no prediction type, or there are two models that each say what they predict.
     """
-    if wanted is not None and wanted not in get_args(PredictionType):
-        raise UserError(f"teacher.prediction_type={wanted!r} is not one of {', '.join(get_args(PredictionType))}")
+    if wanted is not None and wanted not in get_args(UNetPrediction):
+        raise UserError(f"teacher.prediction_type={wanted!r} is not one of {', '.join(get_args(UNetPrediction))}")
     if wanted is not None and len(found) > 1 and all(config.says_prediction for _, config in found):
         said = " and ".join(f"{source.key} {config.scheduler['prediction_type']}" for source, config in found)
         raise UserError(
