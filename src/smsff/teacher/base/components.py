@@ -137,11 +137,12 @@ def load_unet(source: Source, config: PipelineConfig, dtype: torch.dtype) -> UNe
             source.location, variant=source.variant, torch_dtype=dtype, output_loading_info=True, **where
         ),
     )
-    _check_loaded(info, source, "U-Net")
+    refuse_incomplete(info, source, "U-Net")
     return unet
 
 
-def _check_loaded(info: dict[str, Any], source: Source, what: str) -> None:
+def refuse_incomplete(info: dict[str, Any], source: Source, what: str) -> None:
+    """UserError if the file of a network lacks weights or has quantised ones, by what diffusers says of the loading."""
     if info["missing_keys"]:
         raise UserError(f"{source}: the {what}'s file lacks weights, {sorted(info['missing_keys'])[0]} for one")
     single_file.refuse_quantised([*info["unexpected_keys"]], source, scales=True)
@@ -164,7 +165,7 @@ def load_vae(source: Source, config: PipelineConfig, *, alone: bool = False) -> 
         ),
         index="config.json" if alone else INDEX,
     )
-    _check_loaded(info, source, "auto-encoder")
+    refuse_incomplete(info, source, "auto-encoder")
     return vae
 
 

@@ -15,7 +15,8 @@ from smsff.errors import UserError
 from smsff.teacher.lora.config import SavedConfig, read_config
 
 UNET = "unet"
-TEXT = ("text_encoder", "text_encoder_2")
+"""The network of the scores, a flow's transformer too."""
+TEXT = ("text_encoder", "text_encoder_2", "text_encoder_3")
 
 # Endings of tensor names and what the tensor is. peft may put the adapter's name, any text, before ``weight``.
 _ENDINGS = (
@@ -38,10 +39,14 @@ _PREFIXES = (
     ("lora_unet_", UNET),
     ("lora_te1_", TEXT[0]),
     ("lora_te2_", TEXT[1]),
+    ("lora_te3_", TEXT[2]),
     ("lora_te_", TEXT[0]),
     ("lycoris_", UNET),
+    ("text_encoder_3.", TEXT[2]),
     ("text_encoder_2.", TEXT[1]),
     ("text_encoder.", TEXT[0]),
+    ("lora_transformer_", UNET),
+    ("transformer.", UNET),
     ("unet.", UNET),
     ("model.diffusion_model.", UNET),
     ("diffusion_model.", UNET),
