@@ -111,7 +111,9 @@ def _loras(found: Sequence[Status]) -> tuple[list[dict[str, Any]], list[str]]:
                 info = inspect_lora(status.need.path)
                 reports.append(info.as_dict())
                 refuse_text_alone(info)
-                if base is not None and (settings := base.files.get("unet/config.json")):
+                networks = ("unet/config.json", "transformer/config.json")
+                settings = next((base.files[name] for name in networks if base and name in base.files), None)
+                if base is not None and settings is not None:
                     refuse_other_base(info, json.loads(settings.read_text(encoding="utf-8")), key=base.need.key)
             except UserError as error:
                 problems.append(str(error))

@@ -14,12 +14,16 @@ from smsff.weights.files import safetensors_fault
 # frameworks and the single-file copies that many repositories hold besides are not needed.
 MODELS = {
     "unet": ("diffusion_pytorch_model", "diffusion_pytorch_model"),
+    "transformer": ("diffusion_pytorch_model", "diffusion_pytorch_model"),
     "vae": ("diffusion_pytorch_model", "diffusion_pytorch_model"),
     "text_encoder": ("model", "pytorch_model"),
     "text_encoder_2": ("model", "pytorch_model"),
+    "text_encoder_3": ("model", "pytorch_model"),
 }
-SETTINGS = ("tokenizer", "tokenizer_2", "scheduler")
-ALWAYS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+SETTINGS = ("tokenizer", "tokenizer_2", "tokenizer_3", "scheduler")
+ALWAYS = ("vae", "text_encoder", "tokenizer", "scheduler")
+SUFFIXES = (".json", ".txt", ".model", ".jinja")
+"""Of configurations, vocabularies and templates of chats."""
 INDEX = "model_index.json"
 VAE_PLACES = ("", "vae/")
 """Where a folder or repository that an auto-encoder is taken from has it: alone, or as a part of a pipeline."""
@@ -45,7 +49,7 @@ def needed_files(
     chosen = [name for name in listing if name == INDEX]
     for part in (*MODELS, *SETTINGS):
         inside = [name.removeprefix(f"{part}/") for name in listing if name.startswith(f"{part}/")]
-        plain = [n for n in inside if n.endswith((".json", ".txt", ".model")) and ".index." not in n and "/" not in n]
+        plain = [n for n in inside if n.endswith(SUFFIXES) and ".index." not in n and "/" not in n]
         tensors = weight_files(inside, part, variant) if weights and part in MODELS else []
         chosen += [f"{part}/{name}" for name in (*plain, *tensors)]
     return sorted(chosen)
@@ -74,7 +78,8 @@ def folder_fault(folder: Path, *, variant: str | None = None, weights: bool = Tr
             return "it has no auto-encoder" if not files else "the auto-encoder has no weights"
         return _weights_fault((folder / files[0]).parent, [Path(name).name for name in files[1:]])
     index = _read(folder / INDEX) or {}
-    listed = [part for part in (*MODELS, *SETTINGS) if part in ALWAYS or index.get(part) not in (None, [None, None])]
+    always = ("transformer" if "transformer" in index else "unet", *ALWAYS)
+    listed = [part for part in (*MODELS, *SETTINGS) if part in always or index.get(part) not in (None, [None, None])]
     for part in listed:
         inside = folder / part
         if not inside.is_dir():

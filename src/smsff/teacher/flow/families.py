@@ -44,6 +44,7 @@ class FlowFamily:
         transformer, vae, texts: the classes of the parts; `texts` of text_encoder, text_encoder_2, text_encoder_3.
         call: a function of `calls`.
         embed: a function of `prompts`.
+        tokens: of an embedded prompt; where its own length counts, of one of usual length.
         patch: sides of the latents are multiples of this.
     """
 
@@ -54,6 +55,7 @@ class FlowFamily:
     texts: tuple[Any, ...]
     call: Callable[..., Tensor]
     embed: Callable[..., Condition]
+    tokens: int
     patch: int = 2
 
 
@@ -61,21 +63,21 @@ _CLIP, _T5 = CLIPTextModelWithProjection, T5EncoderModel
 FAMILIES: dict[str, FlowFamily] = {
     "StableDiffusion3Pipeline": FlowFamily(
         "sd35", "Stable Diffusion 3.5", SD3Transformer2DModel, AutoencoderKL, (_CLIP, _CLIP, _T5), calls.sd35,
-        prompts.sd35,
+        prompts.sd35, 333,
     ),
     "FluxPipeline": FlowFamily(
-        "flux1", "FLUX.1", FluxTransformer2DModel, AutoencoderKL, (CLIPTextModel, _T5), calls.flux1, prompts.flux1
+        "flux1", "FLUX.1", FluxTransformer2DModel, AutoencoderKL, (CLIPTextModel, _T5), calls.flux1, prompts.flux1, 512
     ),
     "Flux2KleinPipeline": FlowFamily(
         "klein", "FLUX.2 klein", Flux2Transformer2DModel, AutoencoderKLFlux2, (Qwen3ForCausalLM,), calls.klein,
-        prompts.klein,
+        prompts.klein, 512,
     ),
     "ZImagePipeline": FlowFamily(
-        "zimage", "Z-Image", ZImageTransformer2DModel, AutoencoderKL, (Qwen3Model,), calls.zimage, prompts.zimage
+        "zimage", "Z-Image", ZImageTransformer2DModel, AutoencoderKL, (Qwen3Model,), calls.zimage, prompts.zimage, 64
     ),
     "QwenImagePipeline": FlowFamily(
         "qwen", "Qwen-Image", QwenImageTransformer2DModel, AutoencoderKLQwenImage,
-        (Qwen2_5_VLForConditionalGeneration,), calls.qwen, prompts.qwen,
+        (Qwen2_5_VLForConditionalGeneration,), calls.qwen, prompts.qwen, 64,
     ),
 }  # fmt: skip
 

@@ -165,7 +165,11 @@ def read_header(path: str | Path) -> LoraHeader:
     parts = dict.fromkeys(layer.part for layer in layers)
     wanted = dict.fromkeys(layer.part for layer in layers if "alpha" not in layer.keys)
     peft = any(key.startswith("base_model.model.") for key in shapes)
-    config, unusable = read_config(found, metadata, parts, wanted, peft=peft)
+    # Where the layers are called transformer.…, so are their entries in the header.
+    said = {UNET: "transformer"} if any(key.startswith("transformer.") for key in shapes) else {}
+    named = [[said.get(part, part) for part in some] for some in (parts, wanted)]
+    config, unusable = read_config(found, metadata, *named, peft=peft)
+    config = {part: config[name] for part in wanted if (name := said.get(part, part)) in config}
     return LoraHeader(found, shapes, metadata, layers, unknown, config, unusable)
 
 
