@@ -71,6 +71,7 @@ def forecast(
             encoder=space != "latent",
             share_draw=bool((plain.get("speed") or {}).get("share_draw")),
             processes=_processes(trainer, gpus),
+            quantise=teacher.get("quantise"),
         )
     except UserError as error:
         return None, str(error)
@@ -98,7 +99,8 @@ def room_problems(
         found.append(
             f"memory: about {spell_size(memory['total'])} {where} are needed for {memory['batch']} pictures of "
             f"{memory['size']} pixels, and {spell_size(max(least, 0))} are there: lower data.batch_size or the size of "
-            "the crops, take teacher.dtype=bfloat16, or teacher.gradient_checkpointing=true"
+            "the crops, take teacher.dtype=bfloat16, teacher.gradient_checkpointing=true, or for a flow "
+            "teacher.quantise=int8"
         )
     if memory["run"] > run_dir["free"]:
         found.append(

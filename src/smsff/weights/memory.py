@@ -31,6 +31,7 @@ from smsff.teacher.base.skeleton import Network, networks, skeleton_unet, skelet
 from smsff.teacher.condition import Condition
 from smsff.teacher.fake_score import LoraFakeScore
 from smsff.teacher.flow.families import FlowConfig
+from smsff.teacher.flow.quantise import Quantise
 from smsff.teacher.latent import AutoencoderLatent
 from smsff.teacher.prompts import PromptEncoder
 from smsff.teacher.stable_diffusion import StableDiffusionTeacher
@@ -96,6 +97,7 @@ def predict(
     decoder: bool = True,
     encoder: bool = True,
     processes: int = 1,
+    quantise: Quantise | None = None,
 ) -> MemoryEstimate:
     """Memory of a training, from configurations; nothing is loaded and no tensor allocated.
 
@@ -113,8 +115,9 @@ def predict(
         share_draw: ``speed.share_draw``: the fake score's activations exist before pictures are decoded.
         decoder, encoder: the auto-encoder keeps them; an encoder that is not kept is there at the start alone.
         processes: with several, the gradients exist once more for the exchange.
+        quantise: as in `load_flow`.
     """
-    loaded = networks(base, dtype=dtype)
+    loaded = networks(base, dtype=dtype, quantise=quantise)
     if style_base is not None:
         loaded += networks(style_base, dtype=dtype, prefix="style's ", vae=False)
     texts = sum(n.bytes for n in loaded if "text encoder" in n.name)

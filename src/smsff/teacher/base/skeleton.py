@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from smsff.teacher.base.pipeline_config import PipelineConfig
 from smsff.teacher.flow.families import FlowConfig
+from smsff.teacher.flow.quantise import BITS, Quantise, quantised_layers
 
 
 @dataclass(frozen=True)
@@ -25,17 +26,30 @@ class Network:
     bytes: int
 
 
-def networks(config: PipelineConfig | FlowConfig, *, dtype: str, prefix: str = "", vae: bool = True) -> list[Network]:
+def networks(
+    config: PipelineConfig | FlowConfig,
+    *,
+    dtype: str,
+    prefix: str = "",
+    vae: bool = True,
+    quantise: Quantise | None = None,
+) -> list[Network]:
     """What loading this pipeline brings into memory: the U-Net in `dtype`, the rest in float32.
 
     Of a flow the text encoders are in `dtype` too.
 
     Args:
         prefix: of the names.
+        quantise: as in `load_flow`.
         vae: whether the auto-encoder is loaded too (that of a style's own base is not).
     """
     flow = isinstance(config, FlowConfig)
-    found = [_size(f"{prefix}{'transformer' if flow else 'U-Net'}", skeleton_unet(config), dtype)]
+    unet = skeleton_unet(config)
+    found = [_size(f"{prefix}{'transformer' if flow else 'U-Net'}", unet, dtype)]
+    if quantise is not None:
+        fewer = sum(layer.weight.numel() for layer in quantised_layers(unet).values())
+        saved = int(fewer * (getattr(torch, dtype).itemsize - BITS[quantise] / 8))
+        found = [replace(found[0], dtype=f"{dtype}, {quantise}", bytes=found[0].bytes - saved)]
     if vae:
         found.append(_size(f"{prefix}auto-encoder", skeleton_vae(config), "float32"))
     texts = skeleton_texts(config)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from transformers import AutoTokenizer
@@ -16,12 +16,11 @@ from smsff.teacher.base.components import no_weight_bars, refuse_incomplete
 from smsff.teacher.base.source import Source, local_first
 from smsff.teacher.flow.families import FlowConfig, read_flow_config, text_parts
 from smsff.teacher.flow.prompts import FlowPrompts
+from smsff.teacher.flow.quantise import Quantise, check_quantise, quantise_transformer
 from smsff.teacher.latent import AutoencoderLatent
 from smsff.teacher.lora.inspect import inspect_lora, refuse_text_alone
 from smsff.teacher.lora.load import load_style_loras
-from smsff.teacher.stable_diffusion import STYLE, StableDiffusionTeacher, lora_files
-
-FlowPrecision = Literal["float32", "bfloat16"]
+from smsff.teacher.stable_diffusion import STYLE, Precision, StableDiffusionTeacher, lora_files
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +34,8 @@ def load_flow(
     lora_text: bool = True,
     shift: float = 1.0,
     guidance: float = 1.0,
-    dtype: FlowPrecision = "float32",
+    dtype: Precision = "float32",
+    quantise: Quantise | None = None,
     gradient_checkpointing: bool = True,
     revision: str | None = None,
     variant: str | None = None,
@@ -51,7 +51,8 @@ def load_flow(
             counted in the report.
         shift: k of `NoiseSchedule.shifted`, on the grid of Stable Diffusion.
         guidance: what a guidance-distilled transformer (FLUX.1 dev) is told; others have no such input.
-        dtype: of transformer and text encoders. The auto-encoder stays in float32.
+        dtype: of transformer and text encoders, not float16. The auto-encoder stays in float32.
+        quantise: store the transformer's frozen weights in fewer bits, after the LoRA is beside them.
         gradient_checkpointing, revision, variant, local_files_only: as in `load_stable_diffusion`.
 
     Raises:
@@ -61,6 +62,7 @@ def load_flow(
         raise UserError(
             f"teacher.dtype={dtype!r} is not one of {', '.join(get_args(FlowPrecision))}: flow transformers"
         )
+    check_quantise(quantise)
     source = Source(base, "teacher.base", revision, variant, local_files_only)
     if style_base not in (None, base):
         raise UserError(
@@ -78,6 +80,8 @@ def load_flow(
     family, torch_dtype = config.family, getattr(torch, dtype)
     transformer = _part(source, "transformer", family.transformer, torch_dtype)
     reports = load_style_loras(transformer, (), loras, adapter_name=STYLE, use_text=False)
+    if quantise is not None:
+        quantise_transformer(transformer, quantise)
     vae = _part(source, "vae", family.vae, torch.float32)
     return StableDiffusionTeacher(
         unet=transformer,
