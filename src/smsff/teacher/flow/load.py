@@ -58,10 +58,8 @@ def load_flow(
     Raises:
         UserError: for missing files, another architecture, or a LoRA that does not fit; the message names the key.
     """
-    if dtype not in get_args(FlowPrecision):
-        raise UserError(
-            f"teacher.dtype={dtype!r} is not one of {', '.join(get_args(FlowPrecision))}: flow transformers"
-        )
+    if dtype not in ("float32", "bfloat16"):
+        raise UserError(f"teacher.dtype={dtype!r} must be float32 or bfloat16: flow transformers overflow in float16")
     check_quantise(quantise)
     source = Source(base, "teacher.base", revision, variant, local_files_only)
     if style_base not in (None, base):
