@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from same_run import assert_bit_equal, losses
+from same_run import PARTS, content, difference, losses
 from styled import write_pictures
 from test_families_train import NETWORK, ROOT, check
 from test_flow_lora import LAYERS, Files
@@ -57,7 +57,8 @@ def test_twenty_steps_then_resumed_and_exported(
     assert 0 < metrics["figures"]["train/relevance"] < 1
     kept = next((whole / "checkpoints").glob("*00010*.ckpt"))
     train_script.train(configuration(*common, f"run_dir={broken}", f"ckpt_path={kept}"))
-    assert_bit_equal(whole, broken)
+    a, b = content(whole), content(broken)
+    assert difference({part: a[part] for part in PARTS}, {part: b[part] for part in PARTS}) is None
     network, _ = load_generator_from_checkpoint(whole)
     x = torch.rand(1, 3, 40, 56) * 2 - 1
     assert network(x).shape == x.shape
