@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from smsff.method.schedule import NoiseSchedule, scaled_linear_betas
 from smsff.teacher.base.components import build_schedule
 from smsff.teacher.base.pipeline_config import PipelineConfig
 from smsff.teacher.base.skeleton import Network, networks, skeleton_unet, skeleton_vae
@@ -170,9 +169,7 @@ def skeleton_teacher(
 ) -> StableDiffusionTeacher:
     """A teacher whose calls compute nothing but shapes; without text encoders and style."""
     family = config.family if isinstance(config, FlowConfig) else None
-    schedule = (
-        NoiseSchedule(scaled_linear_betas(), "flow") if isinstance(config, FlowConfig) else build_schedule(config)
-    )
+    schedule = flow_schedule() if isinstance(config, FlowConfig) else build_schedule(config)
     return StableDiffusionTeacher(
         unet=skeleton_unet(config).to(dtype),
         schedule=schedule.to("meta"),

@@ -67,7 +67,7 @@ def load_flow(
             f"teacher.style_base={style_base}: a flow teacher has one transformer, that of teacher.base={base}"
         )
     config, loras = read_flow_config(source), lora_files(lora, lora_strength)
-    schedule = NoiseSchedule(scaled_linear_betas(), "flow").shifted(shift)
+    schedule = flow_schedule(shift)
     for file in loras:
         refuse_text_alone(inspect_lora(file.path))
     if config.distilled:
@@ -89,6 +89,11 @@ def load_flow(
         lora_reports=reports,
         call=partial(family.call, guidance=guidance),
     )
+
+
+def flow_schedule(shift: float = 1.0) -> NoiseSchedule:
+    """The grid of Stable Diffusion for a flow, shifted as in `NoiseSchedule.shifted`."""
+    return NoiseSchedule(scaled_linear_betas(), "flow").shifted(shift)
 
 
 def _part(source: Source, part: str, kind: Any, dtype: torch.dtype) -> Any:
