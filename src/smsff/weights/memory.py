@@ -30,6 +30,7 @@ from smsff.teacher.base.skeleton import Network, networks, skeleton_unet, skelet
 from smsff.teacher.condition import Condition
 from smsff.teacher.fake_score import LoraFakeScore
 from smsff.teacher.flow.families import FlowConfig
+from smsff.teacher.flow.load import flow_schedule
 from smsff.teacher.flow.quantise import Quantise
 from smsff.teacher.latent import AutoencoderLatent
 from smsff.teacher.prompts import PromptEncoder
