@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from diffusers import (
@@ -132,7 +133,7 @@ def read_flow_config(source: Source) -> FlowConfig:
         transformer,
         vae,
         tuple(read_json(source, part, "config.json") for part in texts),
-        distilled=bool(index.get("is_distilled")) or any(word in source.name.lower() for word in DISTILLED),
+        distilled=bool(index.get("is_distilled")) or any(word in Path(source.name).name.lower() for word in DISTILLED),
     )
 
 
