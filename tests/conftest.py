@@ -18,6 +18,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from tiny_flow import write_flow
 from tiny_pipelines import (
     TinySpec,
     build_family,
@@ -65,6 +66,19 @@ def family_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., P
         if (family, seed) not in built:
             built[family, seed] = build_family(tmp_path_factory.mktemp(family), family, seed=seed)  # type: ignore[arg-type]
         return built[family, seed]
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def flow_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """``flow_pipeline("sd35" | "flux1" | "klein" | "zimage" | "qwen")``: a folder of such a pipeline, built once."""
+    built: dict[str, Path] = {}
+
+    def folder(family: str) -> Path:
+        if family not in built:
+            built[family] = write_flow(tmp_path_factory.mktemp(family), family)
+        return built[family]
 
     return folder
 

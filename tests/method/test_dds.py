@@ -28,6 +28,25 @@ def test_g_in_closed_form(weight: str, reference: str, schedule: NoiseSchedule) 
     assert not g.requires_grad
 
 
+def test_a_flow_has_the_difference_of_the_latents_too(schedule: NoiseSchedule) -> None:
+    """eps_style - eps_source = (1 - s) (v_style - v_source + z - z_src), with the velocities of Gaussians."""
+    flow = NoiseSchedule(schedule.betas, "flow").double()
+    at = Noised(draw(0), draw(1), draw(2), T, flow)
+    s = flow.flow_time(T).view(3, 1, 1, 1)
+
+    def velocity(z_s: Tensor, mean: float) -> Tensor:  # E[noise - z | z_s] for z ~ N(mean, 1), linear regression
+        return -mean + (2 * s - 1) / (s**2 + (1 - s) ** 2) * (z_s - (1 - s) * mean)
+
+    v_style, v_source = velocity(flow.network_input(at.z_t, T), 2.0), velocity(flow.network_input(at.z_src_t, T), 0.5)
+    scores = given_scores(
+        style=flow.eps_from_prediction(v_style, at.z_t, T), base=flow.eps_from_prediction(v_source, at.z_src_t, T)
+    )
+    g = DeltaDenoising(lambda_freq=0.0).gradient(scores, at)
+    torch.testing.assert_close(g, (1 - s) * (v_style - v_source + at.z - at.z_src))
+    ab = flow.alpha_bar(T)
+    torch.testing.assert_close(g, (ab * (1 - ab)).sqrt() * (at.z - at.z_src - 1.5))
+
+
 def test_nothing_to_do_where_result_and_prompts_are_those_of_the_source(schedule: NoiseSchedule) -> None:
     same = gaussian(schedule, 0.3, 1.7)
     objective = DeltaDenoising(reference="style")

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from smsff.method.denoising import denoising_loss, denoising_weight
+from smsff.method.schedule import NoiseSchedule, scaled_linear_betas
 
 SHAPE = (3, 4, 5, 7)
 ALPHA_BAR = torch.tensor([0.9, 0.5, 0.1], dtype=torch.float64).view(-1, 1, 1, 1)
@@ -30,3 +31,11 @@ def test_value_and_gradient(kind: str, power: int) -> None:
 
 def test_exact_prediction_costs_nothing() -> None:
     assert torch.equal(denoising_loss(draw(0), draw(0), torch.ones_like(ALPHA_BAR)), torch.zeros(3).double())
+
+
+def test_velocity_is_the_squared_error_of_a_flows_own_prediction() -> None:
+    schedule, t = NoiseSchedule(scaled_linear_betas(), "flow").double(), torch.tensor([21, 499, 980])
+    z, noise, v = draw(0), draw(1), draw(2)
+    eps = schedule.eps_from_prediction(v, schedule.add_noise(z, noise, t), t)
+    loss = denoising_loss(eps, noise, denoising_weight("velocity", schedule.alpha_bar(t)))
+    torch.testing.assert_close(loss, (v - (noise - z)).square().mean((1, 2, 3)))

@@ -126,3 +126,49 @@ def test_zero_terminal_signal_stays_finite() -> None:
     assert schedule.x0_from_eps(z_t, noise, t).isfinite().all()
     with pytest.raises(UserError, match=r"\(0, 1\]"):
         NoiseSchedule(torch.tensor([0.5, 1.5]))
+
+
+def flow_view(shift: float = 1.0) -> tuple[NoiseSchedule, list[torch.Tensor], torch.Tensor]:
+    """A flow's schedule, z, noise, z_s and z_t, and s as (B, 1, 1, 1)."""
+    schedule = make("flow").shifted(shift).double()
+    z, noise = draw()
+    s = schedule.flow_time(T).view(-1, 1, 1, 1)
+    return schedule, [z, noise, (1 - s) * z + s * noise, schedule.add_noise(z, noise, T)], s
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_a_flow_sees_its_own_latent_and_its_velocity_is_noise_and_clean_latent(shift: float) -> None:
+    schedule, (z, noise, z_s, z_t), s = flow_view(shift)
+    torch.testing.assert_close(schedule.network_input(z_t, T), z_s)
+    v, other = noise - z, draw(1)[0]
+    eps, eps_other = (schedule.eps_from_prediction(one, z_t, T) for one in (v, other))
+    torch.testing.assert_close(eps, noise)
+    torch.testing.assert_close(eps_other - eps, (1 - s) * (other - v))
+    x0, x0_other = (schedule.x0_from_eps(z_t, one, T) for one in (eps, eps_other))
+    torch.testing.assert_close(x0, z)
+    torch.testing.assert_close(x0 - x0_other, s * (other - v))
+    assert make().network_input(z_t, T) is z_t
+
+
+def test_equal_signal_to_noise_and_the_shift() -> None:
+    t = torch.tensor([21, 80, 250, 499, 980])
+    plain = make("flow")
+    s = plain.flow_time(t)
+    torch.testing.assert_close(s, torch.tensor([0.124, 0.230, 0.410, 0.617, 0.929]).double(), atol=5e-4, rtol=0)
+    for k in (0.5, 3.0):
+        shifted = plain.shifted(k).double()
+        assert shifted.prediction_type == "flow"
+        torch.testing.assert_close(shifted.flow_time(t), k * s / (1 + (k - 1) * s))
+        assert shifted.posterior_variance(t).isfinite().all()
+    with pytest.raises(UserError, match=r"teacher\.shift"):
+        plain.shifted(0)
+
+
+def test_denoising_steps_are_euler_steps_of_the_flow() -> None:
+    """From t = 999 to 400, for any velocity field: a step in z_t by eps and x0 is one of length s' - s along v."""
+    schedule, (_, _, _, z_t), s = flow_view()
+    v, after = draw(1)[0], torch.tensor([0, 100, 400])
+    eps = schedule.eps_from_prediction(v, z_t, T)
+    stepped = schedule.add_noise(schedule.x0_from_eps(z_t, eps, T), eps, after)
+    euler = schedule.network_input(z_t, T) + (schedule.flow_time(after).view(-1, 1, 1, 1) - s) * v
+    torch.testing.assert_close(schedule.network_input(stepped, after), euler)

@@ -30,7 +30,7 @@ def test_min_snr_is_the_papers_closed_form() -> None:
         capped = snr.clamp(max=gamma)
         torch.testing.assert_close(min_snr_weight(ab, "epsilon", gamma), capped / snr, rtol=1e-12, atol=0)
         torch.testing.assert_close(min_snr_weight(ab, "v_prediction", gamma), capped / (snr + 1), rtol=1e-12, atol=0)
-    for kind in ("epsilon", "v_prediction"):
+    for kind in ("epsilon", "v_prediction", "flow"):
         assert torch.equal(min_snr_weight(ab, kind, None), torch.ones_like(ab))
     # pure noise, where SNR is 0: eps counts fully, and v says nothing about the picture
     nothing = torch.zeros(1, dtype=torch.float64)
@@ -39,11 +39,11 @@ def test_min_snr_is_the_papers_closed_form() -> None:
 
 
 def test_min_snr_is_one_loss_however_the_network_predicts() -> None:
-    """The same error of the clean latent costs min(SNR, gamma), said in eps or in v."""
+    """The same error of the clean latent costs min(SNR, gamma), said in eps, in v or in a flow's velocity."""
     torch.manual_seed(0)
     z, noise, wrong = (torch.randn(4, 3, 5, 4, dtype=torch.float64) for _ in range(3))
     expected = None
-    for kind in ("epsilon", "v_prediction"):
+    for kind in ("epsilon", "v_prediction", "flow"):
         noisy = schedule(kind)
         z_t, ab = noisy.add_noise(z, noise, T), noisy.alpha_bar(T)
         target, prediction = denoising_target(noisy, z, z_t, T), denoising_target(noisy, wrong, z_t, T)
@@ -52,16 +52,17 @@ def test_min_snr_is_one_loss_however_the_network_predicts() -> None:
         torch.testing.assert_close(loss, expected, rtol=1e-9, atol=0)
 
 
-@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "flow"])
 def test_the_target_is_the_usual_one_where_nothing_is_degraded(kind: str) -> None:
     noisy = schedule(kind)
     z, noise = torch.randn(4, 2, 3, 5, dtype=torch.float64), torch.randn(4, 2, 3, 5, dtype=torch.float64)
     ab = noisy.alpha_bar(T)
-    usual = noise if kind == "epsilon" else ab.sqrt() * noise - (1 - ab).sqrt() * z
+    v = ab.sqrt() * noise - (1 - ab).sqrt() * z
+    usual = {"epsilon": noise, "v_prediction": v, "flow": noise - z}[kind]
     torch.testing.assert_close(denoising_target(noisy, z, noisy.add_noise(z, noise, T), T), usual, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "flow"])
 def test_the_target_leads_to_the_styled_latent_wherever_z_t_comes_from(kind: str) -> None:
     noisy = schedule(kind)
     z, other, noise = (torch.randn(4, 2, 3, 5, dtype=torch.float64) for _ in range(3))

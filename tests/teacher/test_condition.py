@@ -40,3 +40,18 @@ def test_dtype_and_gradient_of_every_tensor() -> None:
     assert (half.tokens.dtype, half.pooled.dtype) == (torch.bfloat16, torch.bfloat16)
     assert not cut.tokens.requires_grad
     assert not cut.pooled.requires_grad
+
+
+def test_shorter_prompts_get_zeros_behind_a_mask() -> None:
+    long, short = condition(2, pooled=False), Condition(torch.ones(1, 1, 2))
+    both = Condition.cat([long, short])
+    assert both.tokens.shape == (3, 3, 2)
+    assert both.mask is not None
+    assert both.mask.tolist() == [[True] * 3, [True] * 3, [True, False, False]]
+    assert not both.tokens[2, 1:].any()
+    again = Condition.cat([both[2:], both[:1]]).to(torch.bfloat16)
+    assert again.mask is not None
+    assert again.mask.dtype == torch.bool
+    assert again.mask.sum(1).tolist() == [1, 3]
+    assert [None if m is None else int(m.sum()) for m in both.masks] == [3, 3, 1]
+    assert long.masks == [None, None]

@@ -32,14 +32,14 @@ def test_original_names_of_the_published_models(family: Family) -> None:
 
 def test_table_finds_layers_under_every_name() -> None:
     unet, first, second = xl_models()
-    table = layer_table(unet)
+    table = {name: place.layers[0] for name, place in layer_table(unet).items()}
     name = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_out.0"
     assert table["down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_out_0"] == name
     assert table["input_blocks_4_1_transformer_blocks_0_attn1_to_out_0"] == name
     assert set(table.values()) == set(weighted_layers(unet))
     # Transformers has one of the two text encoders with the level text_model and one without; the files always have it.
-    assert layer_table(first)["encoder_layers_0_mlp_fc1"] == "encoder.layers.0.mlp.fc1"
-    assert layer_table(second)["encoder_layers_0_mlp_fc1"] == "text_model.encoder.layers.0.mlp.fc1"
+    assert layer_table(first)["encoder_layers_0_mlp_fc1"].layers == ("encoder.layers.0.mlp.fc1",)
+    assert layer_table(second)["encoder_layers_0_mlp_fc1"].layers == ("text_model.encoder.layers.0.mlp.fc1",)
 
 
 def test_adapters_do_not_change_the_names() -> None:

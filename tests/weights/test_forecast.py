@@ -75,6 +75,9 @@ def test_the_default(predicted: Callable[..., SimpleNamespace]) -> None:
 def test_published_shapes_stand_in_for_models_that_are_not_there(predicted: Callable[..., SimpleNamespace]) -> None:
     for teacher, family in (("sd15", "sd1"), ("sd2", "sd2"), ("sdxl", "sdxl")):
         assert predicted("style=ghibli", f"teacher={teacher}", "style.base=null").base.family == family
+    for teacher in ("klein", "zimage", "flux1", "sd35", "qwen"):
+        one = predicted("style=ghibli", f"teacher={teacher}", "style.base=null", "teacher.quantise=int8")
+        assert (one.base.family.name, one.quantise) == (teacher, "int8")
     one = predicted("style=ghibli", "teacher.variant=fp16", "teacher.dtype=bfloat16")
     assert one.style_base is one.base
     assert one.report["assumed"] == ["teacher.style_base is of the shape of teacher.base"]

@@ -14,8 +14,12 @@ from torch import Tensor, nn
 from smsff.generator.unet import UNetGenerator
 from smsff.teacher.base.components import find_config
 from smsff.teacher.base.families import family_config
+from smsff.teacher.base.skeleton import networks
 from smsff.teacher.base.source import Source
 from smsff.teacher.fake_score import LoraFakeScore
+from smsff.teacher.flow.families import read_flow_config
+from smsff.teacher.flow.load import load_flow
+from smsff.teacher.flow.published import PUBLISHED_FLOWS
 from smsff.teacher.stable_diffusion import load_stable_diffusion
 from smsff.weights.memory import Adapter, Live, MemoryEstimate, Numerics, predict
 
@@ -103,6 +107,35 @@ def test_the_most_that_is_alive_at_once_is_predicted(
     with Live(step.modules) as live:
         step.forward().backward()
     assert usual(folder, checkpointing).step == pytest.approx(live.peak, rel=0.15)
+
+
+@pytest.mark.parametrize("family", ["sd35", pytest.param("klein", marks=pytest.mark.slow)])
+def test_a_flows_step_is_predicted(family: str, flow_pipeline: Families) -> None:
+    folder, targets = flow_pipeline(family), ("to_q", "to_v")
+    adapter = Adapter(rank=4, target_modules=targets, gradient_checkpointing=True)
+    options: dict[str, Any] = {"batch": BATCH, "size": SIZE, "dtype": "float32", "generator": small_generator}
+    found = predict(read_flow_config(Source(str(folder), "teacher.base")), adapter=adapter, **options)
+    teacher = load_flow(base=str(folder))
+    fake = LoraFakeScore(teacher, rank=4, target_modules=targets, gradient_checkpointing=True)
+    generator, cond = small_generator(), teacher.encode_prompts(["a"] * BATCH)
+    with Live([teacher, generator]) as live:
+        z = teacher.latent.encode(generator(torch.rand(BATCH, 3, *SIZE)))
+        rows = z.detach()
+        loss = fake.loss(rows, torch.randn_like(rows), torch.tensor([10, 700]), cond).mean()
+        (z.square().mean() + loss).backward()
+    assert found.step == pytest.approx(live.peak, rel=0.15)
+    assert found.frozen == sum(p.numel() * 4 for p in (*teacher.unet.parameters(), *teacher.latent.parameters())) - sum(
+        p.numel() * 4 for _, p in fake.trainable_parameters()
+    )
+
+
+def test_a_quantised_transformer_takes_fewer_bytes() -> None:
+    shape = PUBLISHED_FLOWS["stabilityai/stable-diffusion-3.5-medium"]
+    sizes = {kind: networks(shape, dtype="bfloat16", quantise=kind)[0].bytes for kind in (None, "int8", "nf4")}
+    parameters = networks(shape, dtype="bfloat16")[0].parameters
+    assert sizes[None] == 2 * parameters
+    assert 1.0 * parameters < sizes["int8"] < 1.1 * parameters
+    assert 0.5625 * parameters < sizes["nf4"] < 0.7 * parameters
 
 
 def test_weights_by_network_and_dtype() -> None:

@@ -56,6 +56,15 @@ def test_pickles_only_without_safetensors_and_both_encoders_of_sdxl() -> None:
     ]
 
 
+def test_a_transformer_its_three_text_encoders_and_the_template_of_chats() -> None:
+    needed = ["model_index.json", "scheduler/scheduler_config.json", "tokenizer/chat_template.jinja"]
+    needed += ["text_encoder_3/config.json", "text_encoder_3/model.safetensors", "tokenizer_3/spiece.model"]
+    needed += ["transformer/config.json", "transformer/diffusion_pytorch_model-00001-of-00002.safetensors"]
+    needed += ["transformer/diffusion_pytorch_model.safetensors.index.json"]
+    others = ["flux-2-klein-base-4b.safetensors", "transformer/model.onnx", "assets/teaser.png", "README.md"]
+    assert needed_files([*needed, *others]) == sorted(needed)
+
+
 @pytest.mark.parametrize(
     ("variant", "names"),
     [

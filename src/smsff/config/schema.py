@@ -217,6 +217,11 @@ ARGUMENTS: dict[str, Key] = {
     "teacher.config": Key("settings and tokenizer of a single file: folder or hub id; null: the published ones"),
     "teacher.vae": Key("another auto-encoder than the base's: folder, hub id or single file; null: its own"),
     "teacher.prediction_type": Key("what the base predicts; null: as the checkpoint says"),
+    "teacher.shift": Key("of a flow: noise over signal at each t, times that of Stable Diffusion's grid", GAMMA),
+    "teacher.guidance": Key("of a flow: what a guidance-distilled transformer (FLUX.1 dev) is told", WEIGHT),
+    "teacher.quantise": Key(
+        "of a flow: frozen weights in int8 (torchao) or nf4 (bitsandbytes); null: in teacher.dtype"
+    ),
     "teacher.dtype": Key("of the frozen weights"),
     "teacher.gradient_checkpointing": Key("less memory, more time: activations are computed again for gradients"),
     "teacher.variant": Key("weight variant of a hub id, such as fp16"),

@@ -26,7 +26,7 @@ ASSETS = Path(__file__).parents[1] / "assets"
 PERMISSION = "SMSFF_ALLOW"
 
 TARGETS: dict[str, tuple[str, ...]] = {
-    "teacher": ("smsff.teacher.stable_diffusion.load_stable_diffusion",),
+    "teacher": ("smsff.teacher.stable_diffusion.load_stable_diffusion", "smsff.teacher.flow.load.load_flow"),
     "generator": (
         "smsff.generator.unet.UNetGenerator",
         "smsff.generator.resnet.ResNetGenerator",

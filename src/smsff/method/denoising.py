@@ -7,15 +7,18 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-DenoisingWeight = Literal["uniform", "alpha_bar_squared"]
+DenoisingWeight = Literal["uniform", "alpha_bar_squared", "velocity"]
 
 
 def denoising_weight(kind: DenoisingWeight, alpha_bar: Tensor) -> Tensor:
     """Weight of the squared error at each timestep, in the shape of alpha_bar.
 
     ``uniform`` is 1 (VSD, DMD2). ``alpha_bar_squared`` is the authors' code (showlab/SMS), which multiplies prediction
-    and noise by alpha bar before the squared error; it all but ignores large t (6e-5 at t = 957).
+    and noise by alpha bar before the squared error; it all but ignores large t (6e-5 at t = 957). ``velocity`` makes it
+    the squared error of a flow's own prediction noise - z: 1 / (1 - s)^2 with s / (1 - s) = sqrt((1 - ab) / ab).
     """
+    if kind == "velocity":
+        return (1 + ((1 - alpha_bar) / alpha_bar).sqrt()) ** 2
     return torch.ones_like(alpha_bar) if kind == "uniform" else alpha_bar**2
 
 

@@ -3,6 +3,10 @@
 Notation: ``ab_t`` (alpha bar) is the product of ``1 - beta`` up to and including t, so that
 
     z_t = sqrt(ab_t) z + sqrt(1 - ab_t) noise,        v_t = sqrt(ab_t) noise - sqrt(1 - ab_t) z.
+
+A flow-matching network (Liu et al. 2023) takes z_s = (1 - s) z + s noise with s in [0, 1] and predicts noise - z. Its
+z_s is z_t / k with k = sqrt(ab_t) + sqrt(1 - ab_t), at s = sqrt(1 - ab_t) / k: the same signal-to-noise ratio, and
+E[noise | z_t] does not depend on how z_t is scaled. So flow is one more prediction type on the same grid of t.
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ from torch import Tensor, nn
 
 from smsff.errors import UserError
 
-PredictionType = Literal["epsilon", "v_prediction"]
+PredictionType = Literal["epsilon", "v_prediction", "flow"]
 
 SMALLEST_ALPHA_BAR = 2.0**-24
 """Stands for 0, which schedules with zero terminal signal (Lin et al. 2024) end in: x0 stays finite there."""
@@ -39,7 +43,7 @@ class NoiseSchedule(nn.Module):
 
     Args:
         betas: (T,) one-step noise variances in (0, 1).
-        prediction_type: what the network predicts, ``epsilon`` or ``v_prediction``.
+        prediction_type: what the network predicts, ``epsilon``, ``v_prediction`` or ``flow``.
 
     Raises:
         UserError: for any other prediction type, and for betas that are not a vector with values in (0, 1].
@@ -81,16 +85,42 @@ class NoiseSchedule(nn.Module):
         """ab_t, (B, 1, 1, 1)."""
         return self.alphas_cumprod[t].view(-1, 1, 1, 1)
 
+    def shifted(self, k: float) -> NoiseSchedule:
+        """The grid with noise over signal k times as large at every t: s becomes k s / (1 + (k - 1) s).
+
+        Raises:
+            UserError: k is not above 0.
+        """
+        if not k > 0:
+            raise UserError(f"teacher.shift={k} must be above 0 (1: no shift)")
+        ab = self._exact[1]
+        ab = ab / (ab + k**2 * (1 - ab))
+        return NoiseSchedule(1 - ab / torch.cat([ab.new_ones(1), ab[:-1]]), self.prediction_type)
+
+    def flow_time(self, t: Tensor) -> Tensor:
+        """s of a flow at the signal-to-noise ratio of t, (B,)."""
+        ab = self.alpha_bar(t)
+        return ((1 - ab).sqrt() / _flow_scale(ab)).flatten()
+
+    def network_input(self, z_t: Tensor, t: Tensor) -> Tensor:
+        """z_t as the network takes it: of a flow z_s = z_t / k."""
+        return (z_t / _flow_scale(self.alpha_bar(t))).to(z_t.dtype) if self.prediction_type == "flow" else z_t
+
     def add_noise(self, z: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """z_t = sqrt(ab_t) z + sqrt(1 - ab_t) noise."""
         ab = self.alpha_bar(t)
         return (ab.sqrt() * z + (1 - ab).sqrt() * noise).to(z.dtype)
 
     def eps_from_prediction(self, prediction: Tensor, z_t: Tensor, t: Tensor) -> Tensor:
-        """The network's output as a prediction of the noise; for v: eps = sqrt(ab_t) v + sqrt(1 - ab_t) z_t."""
+        """The network's output as a prediction of the noise.
+
+        For v: eps = sqrt(ab_t) v + sqrt(1 - ab_t) z_t; for a flow eps = z_s + (1 - s) v.
+        """
         if self.prediction_type == "epsilon":
             return prediction
         ab = self.alpha_bar(t)
+        if self.prediction_type == "flow":
+            return ((z_t + ab.sqrt() * prediction) / _flow_scale(ab)).to(prediction.dtype)
         return (ab.sqrt() * prediction + (1 - ab).sqrt() * z_t).to(prediction.dtype)
 
     def x0_from_eps(self, z_t: Tensor, eps: Tensor, t: Tensor) -> Tensor:
@@ -108,3 +138,8 @@ class NoiseSchedule(nn.Module):
         ab = self.alphas_cumprod
         previous = torch.where(t >= stride, ab[(t - stride).clamp(min=0)], torch.ones_like(ab[t]))
         return (self.betas[t] * (1 - previous) / (1 - ab[t])).view(-1, 1, 1, 1)
+
+
+def _flow_scale(alpha_bar: Tensor) -> Tensor:
+    """k, by which z_t is divided for a flow."""
+    return alpha_bar.sqrt() + (1 - alpha_bar).sqrt()

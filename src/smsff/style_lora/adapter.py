@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from smsff.errors import UserError
 from smsff.teacher.condition import Condition
+from smsff.teacher.prompts import PromptEncoder
 from smsff.teacher.stable_diffusion import STYLE, StableDiffusionTeacher
 from smsff.teacher.trainable import add_lora, checkpointing
 
@@ -58,6 +59,11 @@ class TrainableStyle:
     def __init__(self, teacher: StableDiffusionTeacher, options: LoraOptions) -> None:
         if teacher.has_style:
             raise UserError("teacher.lora, teacher.style_base: must be null, the style is what is trained")
+        if teacher.call is not None and (options.merged or options.text_rank):
+            raise UserError(
+                f"lora.merged={str(options.merged).lower()}, lora.text_rank={options.text_rank}: must be false and 0 "
+                "for a flow teacher: a LoRA is trained beside its transformer alone"
+            )
         self.teacher, self.options = teacher, options
         if options.merged and any(p.dtype not in (torch.float32, torch.float64) for p in teacher.unet.parameters()):
             raise UserError("lora.merged=true: half precision would round the LoRA away; set teacher.dtype=float32")
@@ -71,7 +77,9 @@ class TrainableStyle:
             keys=("lora.rank", "lora.target_modules"),
         )
         teacher.adapters.refresh()
-        self.text_parameters = self._add_to_text() if options.text_rank else {}
+        self.text_parameters: dict[str, nn.Parameter] = {}
+        if options.text_rank and isinstance(teacher.prompts, PromptEncoder):
+            self.text_parameters = self._add_to_text(teacher.prompts)
         teacher.requires_grad_(False)
         for parameter in (*self.unet_parameters.values(), *self.text_parameters.values()):
             parameter.requires_grad_(True)
@@ -80,7 +88,7 @@ class TrainableStyle:
             teacher.unet.enable_gradient_checkpointing(checkpointing(teacher.adapters))
         self._layers = [(n, m) for n, m in teacher.unet.named_modules() if isinstance(m, LoraLayer)]
 
-    def _add_to_text(self) -> dict[str, nn.Parameter]:
+    def _add_to_text(self, prompts: PromptEncoder) -> dict[str, nn.Parameter]:
         found = {}
         for i, encoder in enumerate(self.text_encoders):
             # SDXL reads its first encoder before the last layer, whose LoRA would never get a gradient.
@@ -98,7 +106,7 @@ class TrainableStyle:
             for name, parameter in added.items():
                 if unused is None or unused not in name:
                     found[f"text_encoder_{i}.{name}"] = parameter
-        self.teacher.prompts.refresh()
+        prompts.refresh()
         return found
 
     @property
@@ -132,6 +140,7 @@ class TrainableStyle:
 
     def encode(self, prompts: Sequence[str]) -> Condition:
         """Embeddings of the prompts as the style sees them: differentiable in a LoRA on the text encoders."""
-        if not self.text_parameters:
+        encoder = self.teacher.prompts
+        if not self.text_parameters or not isinstance(encoder, PromptEncoder):
             return self.teacher.encode_prompts(prompts)
-        return self.teacher.prompts.embed(list(prompts), adapter=STYLE)
+        return encoder.embed(list(prompts), adapter=STYLE)

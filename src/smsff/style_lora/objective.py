@@ -4,6 +4,8 @@ With z_t = sqrt(ab_t) z' + sqrt(1 - ab_t) noise the network is asked for what se
 
     eps* = (z_t - sqrt(ab_t) z) / sqrt(1 - ab_t)        v* = (sqrt(ab_t) z_t - z) / sqrt(1 - ab_t)
 
+and a flow, which takes z_s = (1 - s) z' + s noise, for (z_s - z) / s = eps* - z.
+
 In an ordinary sample z' is z itself, and eps* is the noise. In a degraded one z' is z made to look like a photo: the
 network learns to turn what is not in the style into what is, without a single pair.
 """
@@ -25,30 +27,35 @@ def min_snr_weight(alpha_bar: Tensor, prediction_type: str, gamma: float | None)
     """Weight of the squared error of the network's own prediction, in the shape of `alpha_bar`.
 
     Hang et al. 2023: the error of the clean latent counts min(SNR, gamma) with SNR = ab / (1 - ab). That is
-    min(SNR, gamma) / SNR for the error of eps and min(SNR, gamma) / (SNR + 1) for that of v.
+    min(SNR, gamma) / SNR for the error of eps and min(SNR, gamma) / (SNR + 1) for that of v; for that of a flow
+    s^2 min(SNR, gamma) = min((1 - s)^2, gamma s^2).
 
     Args:
         alpha_bar: ab_t in [0, 1).
-        prediction_type: ``epsilon`` or ``v_prediction``.
+        prediction_type: ``epsilon``, ``v_prediction`` or ``flow``.
         gamma: Their parameter, 5 in the paper; None weighs every t by 1.
     """
     if gamma is None:
         return torch.ones_like(alpha_bar)
     if prediction_type == "epsilon":
         return (gamma * (1 - alpha_bar) / alpha_bar).clamp(max=1)
-    return torch.minimum(alpha_bar, gamma * (1 - alpha_bar))
+    weight = torch.minimum(alpha_bar, gamma * (1 - alpha_bar))
+    if prediction_type == "v_prediction":
+        return weight
+    return weight / (alpha_bar.sqrt() + (1 - alpha_bar).sqrt()) ** 2
 
 
 def denoising_target(schedule: NoiseSchedule, z: Tensor, z_t: Tensor, t: Tensor) -> Tensor:
-    """What the network should answer at z_t if the clean latent is z: eps* or v*, shape of z.
+    """What the network should answer at z_t if the clean latent is z: eps*, v* or eps* - z, shape of z.
 
     Args:
         z, z_t: (B, C, h, w), float32; z_t need not be made of z.
         t: long (B,).
     """
     ab = schedule.alpha_bar(t)
-    if schedule.prediction_type == "epsilon":
-        return (z_t - ab.sqrt() * z) / (1 - ab).sqrt()
+    if schedule.prediction_type != "v_prediction":
+        eps = (z_t - ab.sqrt() * z) / (1 - ab).sqrt()
+        return eps - z if schedule.prediction_type == "flow" else eps
     return (ab.sqrt() * z_t - z) / (1 - ab).sqrt()
 
 

@@ -11,21 +11,24 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from smsff.errors import UserError
 from smsff.style_lora.module import StyleLora
-from smsff.teacher.lora.write import save_style_lora
+from smsff.teacher.lora.write import Format, save_style_lora
 from smsff.teacher.stable_diffusion import STYLE
 
 Dtype = Literal["float32", "float16", "bfloat16"]
-FILES: dict[Literal["kohya", "diffusers"], str] = {"kohya": "{}.safetensors", "diffusers": "{}_diffusers.safetensors"}
+FILES: dict[Format, str] = {"kohya": "{}.safetensors", "diffusers": "{}_diffusers.safetensors"}
+FLOW_FILES: dict[Format, str] = {"ai-toolkit": "{}.safetensors", "diffusers": "{}_diffusers.safetensors"}
 
 
 class SaveLora(pl.Callback):
-    """Writes ``<name>.safetensors`` (kohya) and ``<name>_diffusers.safetensors`` whenever a checkpoint is written.
+    """Writes ``<name>.safetensors`` and ``<name>_diffusers.safetensors`` whenever a checkpoint is written.
+
+    The first has kohya's names, or for a flow's transformer those of ai-toolkit.
 
     Args:
         folder: Where the files go.
         name: Of the files.
         dtype: Of the tensors in them.
-        history: Also keep ``<name>_XXXXXX.safetensors``, in kohya's format, of every such step.
+        history: Also keep ``<name>_XXXXXX.safetensors``, like the first, of every such step.
 
     Raises:
         UserError: a name that is no file name.
@@ -46,12 +49,13 @@ class SaveLora(pl.Callback):
     @rank_zero_only
     def write(self, module: StyleLora, step: int) -> None:
         """Write the files of this moment."""
-        for kind, pattern in FILES.items():
+        files = FILES if module.teacher.call is None else FLOW_FILES
+        for kind, pattern in files.items():
             self._save(module, self.folder / pattern.format(self.name), kind, step)
         if self.history:
-            self._save(module, self.folder / f"{self.name}_{step:06d}.safetensors", "kohya", step)
+            self._save(module, self.folder / f"{self.name}_{step:06d}.safetensors", next(iter(files)), step)
 
-    def _save(self, module: StyleLora, path: Path, kind: Literal["kohya", "diffusers"], step: int) -> None:
+    def _save(self, module: StyleLora, path: Path, kind: Format, step: int) -> None:
         save_style_lora(
             path,
             unet=module.teacher.unet,

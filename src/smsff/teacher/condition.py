@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -16,10 +17,12 @@ class Condition:
     Attributes:
         tokens: (B, L, D), what the U-Net's cross-attention reads.
         pooled: (B, P), one vector for the whole prompt, in models that take one (SDXL).
+        mask: (B, L), True at the tokens of the prompt, which come first; None where all are.
     """
 
     tokens: Tensor
     pooled: Tensor | None = None
+    mask: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -28,8 +31,14 @@ class Condition:
         return self.map(lambda x: x[rows])
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Condition:
-        """`change` applied to each tensor."""
-        return Condition(change(self.tokens), None if self.pooled is None else change(self.pooled))
+        """`change` applied to each tensor; the mask stays one."""
+        mask = None if self.mask is None else change(self.mask).bool()
+        return Condition(change(self.tokens), None if self.pooled is None else change(self.pooled), mask)
+
+    @property
+    def masks(self) -> Sequence[Tensor | None]:
+        """The mask of each row, (L,)."""
+        return [None] * len(self) if self.mask is None else list(self.mask)
 
     def to(self, target: torch.device | torch.dtype | str) -> Condition:
         return self.map(lambda x: x.to(target))
@@ -52,6 +61,17 @@ class Condition:
 
     @staticmethod
     def cat(conditions: Sequence[Condition]) -> Condition:
-        """The rows of all, in order; either all have a pooled vector or none has."""
+        """The rows of all, in order; either all have a pooled vector or none has. Shorter ones get zeros and a mask."""
         pooled = [c.pooled for c in conditions if c.pooled is not None]
-        return Condition(torch.cat([c.tokens for c in conditions]), torch.cat(pooled) if pooled else None)
+        longest = max(c.tokens.shape[1] for c in conditions)
+
+        def filled(x: Tensor) -> Tensor:
+            short = longest - x.shape[1]
+            return F.pad(x, (0, 0) * (x.ndim - 2) + (0, short)) if short else x
+
+        mask = None
+        if any(c.mask is not None or c.tokens.shape[1] < longest for c in conditions):
+            masks = [c.tokens.new_ones(c.tokens.shape[:2]) if c.mask is None else c.mask for c in conditions]
+            mask = torch.cat([filled(m.bool()) for m in masks])
+        tokens = torch.cat([filled(c.tokens) for c in conditions])
+        return Condition(tokens, torch.cat(pooled) if pooled else None, mask)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, AutoencoderTiny
+from diffusers import AutoencoderKLFlux2, AutoencoderKLQwenImage, AutoencoderTiny
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -36,36 +39,45 @@ def translate(x: Tensor, offset: Tensor) -> Tensor:
 
 
 class AutoencoderLatent(nn.Module):
-    """A `LatentCoder` over AutoencoderKL or AutoencoderTiny: z = (posterior mean - shift) / std * scaling_factor.
+    """A `LatentCoder` over an auto-encoder of diffusers: z = (posterior mean - shift) / std * scaling_factor.
 
     Shift and std come from the auto-encoder's configuration: ``latents_mean`` and ``latents_std``, one number for each
-    channel, or else ``shift_factor`` and 1. The auto-encoder is frozen and stays in evaluation mode, but lets the
-    gradient of z through to the image.
+    channel, or else ``shift_factor`` and 1; FLUX.2's are the statistics of its batch norm, for each channel and place
+    in a patch of 2 x 2. The auto-encoder is frozen and stays in evaluation mode, but lets the gradient of z through to
+    the image.
 
     Args:
-        vae: the auto-encoder; its configuration gives the number of channels, the downscale factor and the scaling.
+        vae: AutoencoderKL, AutoencoderTiny, or that of FLUX.2 or Qwen-Image (which takes videos, here of one frame);
+            its configuration gives the number of channels, the downscale factor and the scaling.
+        patch: sides of the latents are multiples of this.
         gradient_checkpointing: recompute the encoder's blocks in the backward pass instead of keeping their
             activations; without effect where no gradient is wanted.
     """
 
-    def __init__(self, vae: AutoencoderKL | AutoencoderTiny, *, gradient_checkpointing: bool = False) -> None:
+    def __init__(self, vae: Any, *, patch: int = 1, gradient_checkpointing: bool = False) -> None:
         super().__init__()
         self.vae = vae.requires_grad_(False).eval()
-        tiny = isinstance(vae, AutoencoderTiny)
-        widths = vae.config.encoder_block_out_channels if tiny else vae.config.block_out_channels
+        self._tiny, self._video = isinstance(vae, AutoencoderTiny), isinstance(vae, AutoencoderKLQwenImage)
+        self._patched = isinstance(vae, AutoencoderKLFlux2)
+        config = vae.config
+        name = "encoder_block_out_channels" if self._tiny else "dim_mult" if self._video else "block_out_channels"
+        widths = config[name]
         self.downscale: int = 2 ** (len(widths) - 1)
-        self.channels: int = vae.config.latent_channels
-        self.scaling: float = vae.config.scaling_factor
+        self.multiple = self.downscale * patch
+        self.channels: int = config.z_dim if self._video else config.latent_channels
         # AutoencoderTiny has neither mean nor std.
-        mean, std = vae.config.get("latents_mean"), vae.config.get("latents_std")
-        shift = vae.config.shift_factor or 0.0 if mean is None else mean
-        factor = self.scaling / torch.tensor(1.0 if std is None else std, dtype=torch.float64)
-        self._exact = torch.tensor(shift, dtype=torch.float64).view(-1, 1, 1), factor.view(-1, 1, 1)
+        mean, std = config.get("latents_mean"), config.get("latents_std")
+        if self._patched:
+            mean, std = vae.bn.running_mean, (vae.bn.running_var.double() + config.batch_norm_eps).sqrt()
+        shift = config.get("shift_factor") or 0.0 if mean is None else mean
+        self.scaling: float = config.get("scaling_factor", 1.0)
+        factor = self.scaling / torch.as_tensor(1.0 if std is None else std, dtype=torch.float64)
+        self._exact = torch.as_tensor(shift, dtype=torch.float64).view(-1, 1, 1), factor.view(-1, 1, 1)
         self._sent: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
-        # AutoencoderTiny's own checkpointing skips the step from [-1, 1] to [0, 1] in its encoder, so the whole encoder
-        # is one segment there; it is small.
-        self._checkpoint_whole = gradient_checkpointing and tiny
-        if gradient_checkpointing and not tiny:
+        # AutoencoderTiny's own checkpointing skips the step from [-1, 1] to [0, 1] in its encoder, and Qwen-Image's has
+        # none: there the whole encoder is one segment.
+        self._checkpoint_whole = gradient_checkpointing and (self._tiny or self._video)
+        if gradient_checkpointing and not self._checkpoint_whole:
             vae.enable_gradient_checkpointing()
 
     def train(self, mode: bool = True) -> AutoencoderLatent:
@@ -79,15 +91,19 @@ class AutoencoderLatent(nn.Module):
             x: (B, 3, H, W) in [-1, 1], any H and W: the image is padded here, by reflection at the right and bottom.
 
         Returns:
-            (B, channels, ceil(H / downscale), ceil(W / downscale)), at least float32.
+            (B, channels, h, w), at least float32: h and w are the padded H and W over `downscale`.
         """
-        if self.vae.encoder is None:
+        if isinstance(self.vae.encoder, nn.Identity):
             raise RuntimeError("the encoder was dropped, as the one picture of this run is encoded already")
-        x = pad_to_multiple(x, self.downscale).to(self.vae.dtype)
+        x = pad_to_multiple(x, self.multiple).to(self.vae.dtype)
         whole = self._checkpoint_whole and torch.is_grad_enabled() and x.requires_grad
         mean = checkpoint(self._mean, x, use_reentrant=False) if whole else self._mean(x)
         shift, factor = self._constants(x.device, x.dtype)
-        return (mean.to(x.dtype) - shift) * factor
+        return self._by_patch(mean.to(x.dtype), lambda z: (z - shift) * factor)
+
+    def _by_patch(self, z: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+        """`change` applied to the latents, or to their patches of 2 x 2 as channels 4 c + 2 dy + dx."""
+        return F.pixel_shuffle(change(F.pixel_unshuffle(z, 2)), 2) if self._patched else change(z)
 
     def _constants(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Shift and factor; sent to a device once, for that waits for it."""
@@ -98,8 +114,9 @@ class AutoencoderLatent(nn.Module):
         return self._sent[key]
 
     def _mean(self, x: Tensor) -> Tensor:
-        encoded = self.vae.encode(x)
-        return encoded.latents if isinstance(self.vae, AutoencoderTiny) else encoded.latent_dist.mean
+        encoded = self.vae.encode(x[:, :, None] if self._video else x)
+        mean = encoded.latents if self._tiny else encoded.latent_dist.mean
+        return mean[:, :, 0] if self._video else mean
 
     def drop_decoder(self) -> None:
         """Free the decoder, half of the auto-encoder and more; `decode` is then an error."""
@@ -112,7 +129,7 @@ class AutoencoderLatent(nn.Module):
     def _drop(self, *parts: str) -> None:
         for part in parts:
             if getattr(self.vae, part, None) is not None:
-                setattr(self.vae, part, None)
+                setattr(self.vae, part, nn.Identity())  # not None: Qwen-Image's encoder looks at its decoder too
 
     def decode(self, z: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """Images (B, 3, H, W), about [-1, 1] and not clipped, of scaled latents z (B, channels, h, w).
@@ -120,8 +137,9 @@ class AutoencoderLatent(nn.Module):
         Args:
             size: crop to these (H, W), those of the image that was encoded; None keeps h and w times `downscale`.
         """
-        if self.vae.decoder is None:
+        if isinstance(self.vae.decoder, nn.Identity):
             raise RuntimeError("the decoder was dropped, as nothing in this run decodes")
         shift, factor = self._constants(z.device, self.vae.dtype)
-        x = self.vae.decode(z.to(self.vae.dtype) / factor + shift).sample
+        z = self._by_patch(z.to(self.vae.dtype), lambda z: z / factor + shift)
+        x = self.vae.decode(z[:, :, None]).sample[:, :, 0] if self._video else self.vae.decode(z).sample
         return x if size is None else x[..., : size[0], : size[1]]

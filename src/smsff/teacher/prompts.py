@@ -111,15 +111,17 @@ class PromptEncoder(nn.Module):
         length = min(tokenizer.model_max_length, config.max_position_embeddings)
         tokens = tokenizer(prompts, return_tensors="pt", max_length=length, padding="max_length", truncation=True)
         if index == 0:
-            self._warn_if_cut(prompts, length)
+            warn_if_cut(tokenizer, prompts, length)
         device = next(encoder.parameters()).device
         # Stable Diffusion attends to the padding too; only encoders that say so use the mask.
         mask = tokens.attention_mask.to(device) if getattr(config, "use_attention_mask", False) else None
         with self._switches[index].using(adapter):
             return encoder(tokens.input_ids.to(device), attention_mask=mask, output_hidden_states=hidden)
 
-    def _warn_if_cut(self, prompts: list[str], length: int) -> None:
-        ids = self._tokenizers[0](prompts, padding=False, truncation=False, verbose=False).input_ids
-        cut = [prompt for prompt, tokens in zip(prompts, ids, strict=True) if len(tokens) > length]
-        if cut:
-            logger.warning("%d prompts are longer than %d tokens and were cut, the first: %r", len(cut), length, cut[0])
+
+def warn_if_cut(tokenizer: Any, prompts: Sequence[str], length: int) -> None:
+    """Say which prompts are longer than `length` tokens."""
+    ids = tokenizer(list(prompts), padding=False, truncation=False, verbose=False).input_ids
+    cut = [prompt for prompt, tokens in zip(prompts, ids, strict=True) if len(tokens) > length]
+    if cut:
+        logger.warning("%d prompts are longer than %d tokens and were cut, the first: %r", len(cut), length, cut[0])

@@ -1,9 +1,9 @@
-"""The teacher: a frozen Stable Diffusion model (1.x, 2.x or XL), and the same model in the wanted style."""
+"""The teacher: a frozen diffusion model and the same model in the wanted style; Stable Diffusion's is loaded here."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from smsff.errors import UserError
-from smsff.method.schedule import NoiseSchedule, PredictionType
+from smsff.method.schedule import NoiseSchedule
 from smsff.teacher.base.components import (
+    UNetPrediction,
     build_schedule,
     find_config,
     load_text,
@@ -26,6 +27,7 @@ from smsff.teacher.base.pipeline_config import FAMILY_NAMES, PipelineConfig
 from smsff.teacher.base.skeleton import networks, spelled
 from smsff.teacher.base.source import Source
 from smsff.teacher.condition import Condition
+from smsff.teacher.flow.prompts import FlowPrompts
 from smsff.teacher.latent import AutoencoderLatent
 from smsff.teacher.lora.formats import find_lora_file
 from smsff.teacher.lora.inspect import inspect_lora, refuse_other_base, refuse_text_alone
@@ -42,33 +44,38 @@ STYLE = "style"
 
 
 class StableDiffusionTeacher(nn.Module):
-    """A `Teacher` of U-Nets with adapters. Everything is frozen and in evaluation mode, and stays so.
+    """A `Teacher` of networks with adapters. Everything is frozen and in evaluation mode, and stays so.
 
     One U-Net serves every score: without adapters the base, with `style` the style, and with the adapter of
     `LoraFakeScore` the fake. A style with another base model has a second U-Net, `style_unet`, and its own text
     encoder; the two models share latent space and noise levels, but what they predict (eps or v) may differ.
 
+    The networks are U-Nets, or the transformer of a flow (`smsff.teacher.flow`), which `call` then calls.
+
     Attributes:
-        unet: the base's U-Net; adapters are switched off except within `using` (and so within the scores).
+        unet: the base's network; adapters are switched off except within `using` (and so within the scores).
         schedule, latent: noise schedule and `LatentCoder` of the base.
         style_schedule: that of `style_unet`, for its prediction type.
         lora_reports: what was loaded from each LoRA file.
         has_style: whether there is a style at all (a LoRA or a second model).
+        call: of a flow, (transformer, z_s, s, condition) to a prediction of noise - z; None of U-Nets.
     """
 
     def __init__(
         self,
         *,
-        unet: UNet2DConditionModel,
+        unet: Any,
         schedule: NoiseSchedule,
         latent: AutoencoderLatent,
-        prompts: PromptEncoder,
+        prompts: PromptEncoder | FlowPrompts,
         style_unet: UNet2DConditionModel | None = None,
         style_prompts: PromptEncoder | None = None,
         style_schedule: NoiseSchedule | None = None,
         lora_reports: Sequence[LoraReport] = (),
+        call: Callable[[Any, Tensor, Tensor, Condition], Tensor] | None = None,
     ) -> None:
         super().__init__()
+        self.call = call
         self.unet = unet
         self.style_unet = style_unet
         self.schedule = schedule
@@ -125,19 +132,25 @@ class StableDiffusionTeacher(nn.Module):
         *,
         weights: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
-        """The network's own prediction, eps or v by ``schedule.prediction_type``; otherwise as `predict`.
+        """The network's own prediction, by ``schedule.prediction_type``; otherwise as `predict`.
 
         A network in 16 bits runs outside of autocast: it would take every normalisation to float32 and back.
 
         Args:
-            weights: used in this call instead of the parameters of these names.
+            weights: used in this call instead of the parameters of these names; of a U-Net.
         """
         dtype = _frozen_dtype(unet)
+        inexact = without_autocast(z_t.device) if dtype.itemsize == 2 else nullcontext()
+        if self.call is not None:
+            z_s, s = self.schedule.network_input(z_t, t), self.schedule.flow_time(t)
+            with inexact:
+                output = self.call(unet, z_s.to(dtype), s, cond.to(dtype))
+            return output.to(torch.promote_types(dtype, torch.float32))
         options: dict[str, Any] = {"encoder_hidden_states": cond.tokens.to(dtype), "return_dict": False}
         if cond.pooled is not None:
             options["added_cond_kwargs"] = {"text_embeds": cond.pooled.to(dtype), "time_ids": self.time_ids(z_t)}
         inputs = (z_t.to(dtype), t)
-        with without_autocast(z_t.device) if dtype.itemsize == 2 else nullcontext():
+        with inexact:
             if weights is None:
                 output = unet(*inputs, **options)[0]
             else:
@@ -180,7 +193,7 @@ def load_stable_diffusion(
     lora_text: bool = True,
     config: str | None = None,
     vae: str | None = None,
-    prediction_type: PredictionType | None = None,
+    prediction_type: UNetPrediction | None = None,
     dtype: Precision = "float32",
     gradient_checkpointing: bool = True,
     revision: str | None = None,

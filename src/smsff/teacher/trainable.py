@@ -48,6 +48,7 @@ def add_lora(
     _check_targets(model, target_modules, keys[1])
     with warnings.catch_warnings():  # peft warns of a second adapter, which is what is wanted here
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+        warnings.filterwarnings("ignore", message="TorchaoLoraLinear was instantiated")  # what it lacks is for merging
         model.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(target_modules)), adapter)
     parameters = {n.replace(f".{adapter}.", "."): p for n, p in model.named_parameters() if f".{adapter}." in n}
     _initialise(parameters, seed)

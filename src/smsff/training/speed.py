@@ -48,8 +48,10 @@ class Speed:
         in_16_bits = isinstance(unet, nn.Module) and next(unet.parameters()).dtype.itemsize == 2
         if in_16_bits if self.channels_last is None else self.channels_last:
             for network in (generator, teacher):
-                if isinstance(network, nn.Module):
-                    network.to(memory_format=torch.channels_last)
+                known = [*network.parameters(), *network.buffers()] if isinstance(network, nn.Module) else []
+                for weight in known:
+                    if weight.ndim == 4:  # others, as those of an encoder of videos, have no such layout
+                        weight.data = weight.data.contiguous(memory_format=torch.channels_last)
 
     def prepare(self, generator: nn.Module, teacher: object) -> None:
         """Compile what is to be compiled, in place, so that names in state dicts stay; set the precision of products.

@@ -15,9 +15,12 @@ from smsff.errors import UserError
 from smsff.weights.compose import composed, find_conf
 from smsff.weights.fetch import by_hand, source_of, terms
 from smsff.weights.files import spell_size
-from smsff.weights.forecast import forecast, room_problems
+from smsff.weights.forecast import CUDA_CONTEXT, forecast, room_problems
 from smsff.weights.machine import describe_machine, hardware_problems, room, runs_on_gpu, versions
 from smsff.weights.manifest import Need, Status, look, needs, read_lock
+
+CARDS = (24, 48, 80)
+"""GB of memory of usual cards."""
 
 
 def doctor(overrides: Sequence[str], *, conf: str | None = None, verify: bool = False, as_json: bool = False) -> int:
@@ -122,7 +125,9 @@ def _loras(found: Sequence[Status]) -> tuple[list[dict[str, Any]], list[str]]:
                 info = inspect_lora(status.need.path)
                 reports.append(info.as_dict())
                 refuse_text_alone(info)
-                if base is not None and (settings := base.files.get("unet/config.json")):
+                networks = ("unet/config.json", "transformer/config.json")
+                settings = next((base.files[name] for name in networks if base and name in base.files), None)
+                if base is not None and settings is not None:
                     refuse_other_base(info, json.loads(settings.read_text(encoding="utf-8")), key=base.need.key)
             except UserError as error:
                 problems.append(str(error))
@@ -217,6 +222,8 @@ def _memory_lines(memory: Mapping[str, Any] | None, unknown: str | None) -> Iter
     parts = ", ".join(f"{spell_size(memory[key])} {key}" for key in ("frozen", "trained", "step"))
     pictures = f"{memory['batch']} pictures of {memory['size']} x {memory['size']} pixels"
     yield f"  memory   about {spell_size(memory['total'])} on each device for {pictures}: {parts}"
+    fits = [f"{size} GB {'yes' if memory['total'] + CUDA_CONTEXT <= size * 10**9 else 'no'}" for size in CARDS]
+    yield f"  fits     cards of {', '.join(fits)}"
     yield f"  loading  {spell_size(memory['loading'])} more of main memory for the text encoders, before the training"
     fetch = f"; {spell_size(memory['to_fetch'])} of weights to fetch" if memory["to_fetch"] else ""
     yield f"  disk     about {spell_size(memory['run'])} for the checkpoints of a run{fetch}"

@@ -71,6 +71,7 @@ def forecast(
             encoder=space != "latent",
             share_draw=bool((plain.get("speed") or {}).get("share_draw")),
             processes=_processes(trainer, gpus),
+            quantise=teacher.get("quantise"),
         )
     except UserError as error:
         return None, str(error)
@@ -98,7 +99,8 @@ def room_problems(
         found.append(
             f"memory: about {spell_size(memory['total'])} {where} are needed for {memory['batch']} pictures of "
             f"{memory['size']} pixels, and {spell_size(max(least, 0))} are there: lower data.batch_size or the size of "
-            "the crops, take teacher.dtype=bfloat16, or teacher.gradient_checkpointing=true"
+            "the crops, take teacher.dtype=bfloat16, teacher.gradient_checkpointing=true, or for a flow "
+            "teacher.quantise=int8"
         )
     if memory["run"] > run_dir["free"]:
         found.append(
@@ -120,6 +122,8 @@ def _shape(plain: Mapping[str, Any], key: str, otherwise: Any, assumed: list[str
     from smsff.teacher.base.components import find_config
     from smsff.teacher.base.families import family_config
     from smsff.teacher.base.source import Source
+    from smsff.teacher.flow.families import read_flow_config
+    from smsff.teacher.flow.published import PUBLISHED_FLOWS
 
     teacher = plain["teacher"]
     name, revision = str(teacher[key]), teacher.get("revision") if key == "base" else None
@@ -128,6 +132,8 @@ def _shape(plain: Mapping[str, Any], key: str, otherwise: Any, assumed: list[str
     source = Source(name, f"teacher.{key}", revision, teacher.get("variant"), True)
     config = None if settings is None else Source(settings, "teacher.config", None, None, True)
     try:
+        if teacher["_target_"].endswith(".load_flow"):
+            return read_flow_config(source)
         if vae is None:
             return find_config(source, config, own_vae=key == "base")
         try:
@@ -137,6 +143,8 @@ def _shape(plain: Mapping[str, Any], key: str, otherwise: Any, assumed: list[str
             assumed.append("teacher.vae is of the usual shape")
             return found
     except UserError as error:
+        if name in PUBLISHED_FLOWS:
+            return PUBLISHED_FLOWS[name]
         if name in PUBLISHED:
             return family_config(PUBLISHED[name])  # type: ignore[arg-type]
         if otherwise is not None:

@@ -15,6 +15,7 @@ import weakref
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -28,6 +29,9 @@ from smsff.teacher.base.pipeline_config import PipelineConfig
 from smsff.teacher.base.skeleton import Network, networks, skeleton_unet, skeleton_vae
 from smsff.teacher.condition import Condition
 from smsff.teacher.fake_score import LoraFakeScore
+from smsff.teacher.flow.families import FlowConfig
+from smsff.teacher.flow.load import flow_schedule
+from smsff.teacher.flow.quantise import Quantise
 from smsff.teacher.latent import AutoencoderLatent
 from smsff.teacher.prompts import PromptEncoder
 from smsff.teacher.stable_diffusion import StableDiffusionTeacher
@@ -76,7 +80,7 @@ class MemoryEstimate:
 
 
 def predict(
-    base: PipelineConfig,
+    base: PipelineConfig | FlowConfig,
     *,
     batch: int,
     size: tuple[int, int],
@@ -93,6 +97,7 @@ def predict(
     decoder: bool = True,
     encoder: bool = True,
     processes: int = 1,
+    quantise: Quantise | None = None,
 ) -> MemoryEstimate:
     """Memory of a training, from configurations; nothing is loaded and no tensor allocated.
 
@@ -110,8 +115,9 @@ def predict(
         share_draw: ``speed.share_draw``: the fake score's activations exist before pictures are decoded.
         decoder, encoder: the auto-encoder keeps them; an encoder that is not kept is there at the start alone.
         processes: with several, the gradients exist once more for the exchange.
+        quantise: as in `load_flow`.
     """
-    loaded = networks(base, dtype=dtype)
+    loaded = networks(base, dtype=dtype, quantise=quantise)
     if style_base is not None:
         loaded += networks(style_base, dtype=dtype, prefix="style's ", vae=False)
     texts = sum(n.bytes for n in loaded if "text encoder" in n.name)
@@ -153,26 +159,37 @@ def predict(
     return MemoryEstimate(tuple(loaded), frozen, state, gradients, kept, step, texts)
 
 
-def _part_bytes(config: PipelineConfig, *names: str) -> int:
+def _part_bytes(config: PipelineConfig | FlowConfig, *names: str) -> int:
     """Of parts of the auto-encoder that it has."""
     parts = [getattr(skeleton_vae(config), name, None) for name in names]
     return sum(_bytes(part.parameters()) for part in parts if part is not None)
 
 
 def skeleton_teacher(
-    config: PipelineConfig, *, dtype: torch.dtype, gradient_checkpointing: bool
+    config: PipelineConfig | FlowConfig, *, dtype: torch.dtype, gradient_checkpointing: bool
 ) -> StableDiffusionTeacher:
     """A teacher whose calls compute nothing but shapes; without text encoders and style."""
+    family = config.family if isinstance(config, FlowConfig) else None
+    schedule = flow_schedule() if isinstance(config, FlowConfig) else build_schedule(config)
     return StableDiffusionTeacher(
         unet=skeleton_unet(config).to(dtype),
-        schedule=build_schedule(config).to("meta"),
-        latent=AutoencoderLatent(skeleton_vae(config), gradient_checkpointing=gradient_checkpointing),
+        schedule=schedule.to("meta"),
+        latent=AutoencoderLatent(
+            skeleton_vae(config), patch=family.patch if family else 1, gradient_checkpointing=gradient_checkpointing
+        ),
         prompts=PromptEncoder([], []),
+        call=partial(family.call, guidance=1.0) if family else None,
     )
 
 
-def skeleton_condition(config: PipelineConfig, rows: int) -> Condition:
+def skeleton_condition(config: PipelineConfig | FlowConfig, rows: int) -> Condition:
     """Embeddings as the prompts of `rows` samples have them."""
+    if isinstance(config, FlowConfig):
+        settings, pooled = config.transformer, None
+        width = int(settings.get("joint_attention_dim") or settings["cap_feat_dim"])
+        if "pooled_projection_dim" in settings:
+            pooled = torch.empty(rows, int(settings["pooled_projection_dim"]), device="meta")
+        return Condition(torch.empty(rows, config.family.tokens, width, device="meta"), pooled)
     length = int(config.text_encoders[0]["max_position_embeddings"])
     tokens = torch.empty(rows, length, int(config.unet["cross_attention_dim"]), device="meta")
     if config.family != "sdxl":

@@ -14,12 +14,16 @@ from smsff.weights.files import safetensors_fault
 # frameworks and the single-file copies that many repositories hold besides are not needed.
 MODELS = {
     "unet": ("diffusion_pytorch_model", "diffusion_pytorch_model"),
+    "transformer": ("diffusion_pytorch_model", "diffusion_pytorch_model"),
     "vae": ("diffusion_pytorch_model", "diffusion_pytorch_model"),
     "text_encoder": ("model", "pytorch_model"),
     "text_encoder_2": ("model", "pytorch_model"),
+    "text_encoder_3": ("model", "pytorch_model"),
 }
-SETTINGS = ("tokenizer", "tokenizer_2", "scheduler")
-ALWAYS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+SETTINGS = ("tokenizer", "tokenizer_2", "tokenizer_3", "scheduler")
+ALWAYS = ("vae", "text_encoder", "tokenizer", "scheduler")
+SUFFIXES = (".json", ".txt", ".model", ".jinja")
+"""Of configurations, vocabularies and templates of chats."""
 INDEX = "model_index.json"
 PARTS = {
     "vae": ("an auto-encoder", MODELS["vae"], ("", "vae/")),
@@ -51,7 +55,7 @@ def needed_files(
     chosen = [name for name in listing if name == INDEX]
     for folder in (*MODELS, *SETTINGS):
         inside = [name.removeprefix(f"{folder}/") for name in listing if name.startswith(f"{folder}/")]
-        plain = [n for n in inside if n.endswith((".json", ".txt", ".model")) and ".index." not in n and "/" not in n]
+        plain = [n for n in inside if n.endswith(SUFFIXES) and ".index." not in n and "/" not in n]
         tensors = weight_files(inside, MODELS[folder], variant) if weights and folder in MODELS else []
         chosen += [f"{folder}/{name}" for name in (*plain, *tensors)]
     return sorted(chosen)
@@ -83,7 +87,8 @@ def folder_fault(
             return f"it has no {what.partition(' ')[2]}" if not files else f"it has {what} without weights"
         return _weights_fault((folder / files[0]).parent, [Path(name).name for name in files[1:]])
     index = _read(folder / INDEX) or {}
-    listed = [name for name in (*MODELS, *SETTINGS) if name in ALWAYS or index.get(name) not in (None, [None, None])]
+    always = ("transformer" if "transformer" in index else "unet", *ALWAYS)
+    listed = [name for name in (*MODELS, *SETTINGS) if name in always or index.get(name) not in (None, [None, None])]
     for name in listed:
         inside = folder / name
         if not inside.is_dir():

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, DDPMScheduler, UNet2DConditionModel
@@ -14,13 +14,14 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from transformers.utils import logging as transformers_logging
 
 from smsff.errors import UserError
-from smsff.method.schedule import NoiseSchedule, PredictionType
+from smsff.method.schedule import NoiseSchedule
 from smsff.teacher.base import single_file
 from smsff.teacher.base.families import family_config
 from smsff.teacher.base.pipeline_config import PipelineConfig, check_config, check_vae, complete_vae, read_config
 from smsff.teacher.base.source import INDEX, Source, local_first, read_json
 
 VaeModel: TypeAlias = AutoencoderKL | AutoencoderTiny
+UNetPrediction = Literal["epsilon", "v_prediction"]
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +86,7 @@ def vae_place(source: Source) -> str:
 
 
 def settle_prediction(
-    found: Sequence[tuple[Source, PipelineConfig]], wanted: PredictionType | None
+    found: Sequence[tuple[Source, PipelineConfig]], wanted: UNetPrediction | None
 ) -> list[tuple[Source, PipelineConfig]]:
     """What each of one or two models predicts: as the checkpoint says, or as `wanted`.
 
@@ -134,11 +135,12 @@ def load_unet(source: Source, config: PipelineConfig, dtype: torch.dtype) -> UNe
             source.location, variant=source.variant, torch_dtype=dtype, output_loading_info=True, **where
         ),
     )
-    _check_loaded(info, source, "U-Net")
+    refuse_incomplete(info, source, "U-Net")
     return unet
 
 
-def _check_loaded(info: dict[str, Any], source: Source, what: str) -> None:
+def refuse_incomplete(info: dict[str, Any], source: Source, what: str) -> None:
+    """UserError if the file of a network lacks weights or has quantised ones, by what diffusers says of the loading."""
     if info["missing_keys"]:
         raise UserError(f"{source}: the {what}'s file lacks weights, {sorted(info['missing_keys'])[0]} for one")
     single_file.refuse_quantised([*info["unexpected_keys"]], source, scales=True)
@@ -161,7 +163,7 @@ def load_vae(source: Source, config: PipelineConfig, *, alone: bool = False) -> 
         ),
         index="config.json" if alone else INDEX,
     )
-    _check_loaded(info, source, "auto-encoder")
+    refuse_incomplete(info, source, "auto-encoder")
     return vae
 
 

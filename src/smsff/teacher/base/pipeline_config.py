@@ -143,7 +143,10 @@ def refuse_pipeline(name: str, index: Config, source: Source) -> None:
         UserError: for one without a U-Net, one that is made for inpainting, and SDXL's refiner.
     """
     if "transformer" in index or (index and "unet" not in index):
-        raise UserError(f"{source}: {name} is a transformer (flow-matching) model, not a U-Net; {SUPPORTED}")
+        raise UserError(
+            f"{source}: {name} is a transformer (flow-matching) model, not a U-Net, for which there are teacher=klein, "
+            f"zimage, flux1, sd35 and qwen; here {SUPPORTED}"
+        )
     if "Inpaint" in name:
         raise UserError(f"{source}: {name} is a model for inpainting; {SUPPORTED}")
     if index.get("text_encoder") == [None, None]:

@@ -15,7 +15,8 @@ from smsff.errors import UserError
 from smsff.teacher.lora.config import SavedConfig, read_config
 
 UNET = "unet"
-TEXT = ("text_encoder", "text_encoder_2")
+"""The network of the scores, a flow's transformer too."""
+TEXT = ("text_encoder", "text_encoder_2", "text_encoder_3")
 
 # Endings of tensor names and what the tensor is. peft may put the adapter's name, any text, before ``weight``.
 _ENDINGS = (
@@ -38,10 +39,14 @@ _PREFIXES = (
     ("lora_unet_", UNET),
     ("lora_te1_", TEXT[0]),
     ("lora_te2_", TEXT[1]),
+    ("lora_te3_", TEXT[2]),
     ("lora_te_", TEXT[0]),
     ("lycoris_", UNET),
+    ("text_encoder_3.", TEXT[2]),
     ("text_encoder_2.", TEXT[1]),
     ("text_encoder.", TEXT[0]),
+    ("lora_transformer_", UNET),
+    ("transformer.", UNET),
     ("unet.", UNET),
     ("model.diffusion_model.", UNET),
     ("diffusion_model.", UNET),
@@ -160,7 +165,11 @@ def read_header(path: str | Path) -> LoraHeader:
     parts = dict.fromkeys(layer.part for layer in layers)
     wanted = dict.fromkeys(layer.part for layer in layers if "alpha" not in layer.keys)
     peft = any(key.startswith("base_model.model.") for key in shapes)
-    config, unusable = read_config(found, metadata, parts, wanted, peft=peft)
+    # Where the layers are called transformer.…, so are their entries in the header.
+    said = {UNET: "transformer"} if any(key.startswith("transformer.") for key in shapes) else {}
+    named = [[said.get(part, part) for part in some] for some in (parts, wanted)]
+    config, unusable = read_config(found, metadata, *named, peft=peft)
+    config = {part: config[name] for part in wanted if (name := said.get(part, part)) in config}
     return LoraHeader(found, shapes, metadata, layers, unknown, config, unusable)
 
 

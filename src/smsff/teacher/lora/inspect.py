@@ -26,6 +26,16 @@ _FOREIGN = (
     ("lora_te3_", "a transformer (flow) model"),
     ("lora_prior_", "Stable Cascade"),
 )
+_TRANSFORMER = re.compile(r"(transformer_blocks|layers|noise_refiner|context_refiner)[._]\d")
+"""Beginnings of names of layers of flow transformers; in U-Nets they stand inside of blocks."""
+FLOWS = {
+    "SD3Transformer2DModel": "Stable Diffusion 3",
+    "FluxTransformer2DModel": "FLUX.1",
+    "Flux2Transformer2DModel": "FLUX.2",
+    "ZImageTransformer2DModel": "Z-Image",
+    "QwenImageTransformer2DModel": "Qwen-Image",
+}
+"""Kind of base by the class of its transformer."""
 _KOHYA_VERSIONS = (("sdxl", SDXL), ("sd_v1", SD1), ("sd_v2", SD2), ("sd3", "Stable Diffusion 3"), ("flux", "Flux"))
 _ARCHITECTURES = (
     ("stable-diffusion-v1", SD1),
@@ -130,7 +140,9 @@ def refuse_text_alone(info: LoraInfo) -> None:
 
 
 def refuse_other_base(info: LoraInfo, unet_config: Mapping[str, Any], *, key: str = "teacher.base") -> None:
-    """Check the file against the configuration of the base's U-Net.
+    """Check the file against the configuration of the base's network.
+
+    A flow's transformer refuses LoRAs for U-Nets; whether another is for this transformer, its layers tell.
 
     Args:
         key: config key of that base, for the message.
@@ -141,6 +153,10 @@ def refuse_other_base(info: LoraInfo, unet_config: Mapping[str, Any], *, key: st
     width = unet_config.get("cross_attention_dim")
     xl = unet_config.get("addition_embed_type") == "text_time"
     base = SDXL if xl else _BY_CONTEXT.get(width) if isinstance(width, int) and width != 2048 else None
+    flow = FLOWS.get(unet_config.get("_class_name", ""))
+    if flow and info.family not in (SD1, SD2, SDXL):
+        return
+    base = flow or base
     if info.family is not None and info.family != base and (base or info.family not in (SD1, SD2)):
         raise UserError(
             f"teacher.lora={info.path}: this is a LoRA for {info.family}, but {key} is "
@@ -159,7 +175,8 @@ def _family(header: LoraHeader, context: int | None) -> str | None:
     for part, family in _FOREIGN:
         if any(part in key for key in header.shapes):
             return family
-    if any(key.startswith("transformer.") for key in header.shapes):
+    names = [layer.name for layer in header.layers if layer.part == UNET]
+    if any(key.startswith("transformer.") for key in header.shapes) or any(map(_TRANSFORMER.match, names)):
         return "a transformer (flow) model"
     if any(layer.part == TEXT[1] for layer in header.layers):
         return SDXL

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from smsff.errors import UserError
 from smsff.teacher.lora.apply import add_adapter
 from smsff.teacher.lora.formats import TEXT, UNET, LayerKeys, LoraHeader, read_header, read_tensors
 from smsff.teacher.lora.inspect import LoraInfo, describe, rank_of, refuse_other_base, refuse_text_alone
-from smsff.teacher.lora.names import flat, layer_table, weight_of, weighted_layers
+from smsff.teacher.lora.names import Place, flat, layer_table, weight_of, weighted_layers
 from smsff.teacher.lora.weights import LowRank, changes_nothing, dense, low_rank
 
 logger = logging.getLogger(__name__)
@@ -129,7 +129,7 @@ def load_style_loras(
         if not math.isfinite(lora.strength):
             raise UserError(f"teacher.lora={header.path}: its strength is {lora.strength}, not a finite number")
         info = describe(header)
-        refuse_other_base(info, getattr(unet, "config", None) or {})
+        refuse_other_base(info, {"_class_name": type(unet).__name__, **(getattr(unet, "config", None) or {})})
         refuse_text_alone(info)
         found, unmatched = _matching(header, models, lora.strength)
         reports.append(_report(header, info, found, unmatched, models, lora.strength))
@@ -185,8 +185,8 @@ def _matching(header: LoraHeader, models: dict[str, nn.Module], strength: float)
     for layer in complete:
         if layer.part not in models:
             continue
-        name = tables[layer.part].get(flat(layer.name))
-        if name is None:
+        place = tables[layer.part].get(flat(layer.name))
+        if place is None:
             unmatched.append(layer.name)
             continue
         mine = {role: tensors[key] for role, key in layer.keys.items()}
@@ -194,39 +194,58 @@ def _matching(header: LoraHeader, models: dict[str, nn.Module], strength: float)
         if bad:
             raise UserError(f"teacher.lora={header.path}: {bad[0]} is not finite: it has NaN or infinite values")
         try:
-            change = _change(header, layer, name, mine, weight_of(weights[layer.part][name]), strength)
+            found = _changes(header, layer, place, mine, weights[layer.part], strength)
         except ValueError as error:
             raise UserError(
                 f"teacher.lora={header.path}: made for another architecture: of {layer.name}, {error} of the base "
                 "model; use a LoRA made for this base model"
             ) from None
-        if not change.is_finite():
+        if not all(change.is_finite() for change in found):
             raise UserError(
-                f"teacher.lora={header.path}: {layer.name} is not finite in {change.weight.dtype}: its values are too "
-                "large for it"
+                f"teacher.lora={header.path}: {layer.name} is not finite in {found[0].weight.dtype}: its values are "
+                "too large for it"
             )
-        changes.append(change)
+        changes += found
     return changes, unmatched
 
 
-def _change(
-    header: LoraHeader, layer: LayerKeys, name: str, tensors: dict[str, Tensor], weight: Tensor, strength: float
-) -> _Change:
+def _changes(
+    header: LoraHeader,
+    layer: LayerKeys,
+    place: Place,
+    tensors: dict[str, Tensor],
+    layers: Mapping[str, nn.Module],
+    strength: float,
+) -> list[_Change]:
+    """What a layer of the file does to each of the model's layers that it is made of."""
     rank = rank_of(layer, header.shapes)
     alpha = tensors.pop("alpha", None)
     if alpha is not None:  # LyCORIS scales a LoKr by alpha only if it is decomposed
         scale = 1.0 if rank is None else float(alpha) / rank
     else:
         config = header.config.get(layer.part)
-        scale = 1.0 if config is None else config.scale((layer.name, name), rank)
-    change: LowRank | Tensor
+        scale = 1.0 if config is None else config.scale((layer.name, *place.layers), rank)
+    weights = [weight_of(layers[name]) for name in place.layers]
+    rows = [len(weight) for weight in weights]
+    whole = weights[0] if len(weights) == 1 else torch.cat(weights)
+
+    def cut(x: Tensor) -> Sequence[Tensor]:
+        return (torch.cat(x.chunk(2)[::-1]) if place.swapped else x).split(rows)
+
+    changes: Sequence[LowRank | Tensor]
     if layer.algorithm in ("LoRA", "LoRA Tucker"):
-        change = low_rank(tensors, weight, scale * strength)
+        pair = low_rank(tensors, whole, scale * strength)
+        changes = [LowRank(pair.down, up, pair.scale) for up in cut(pair.up)]
     else:
-        on_device = {role: tensor.to(weight.device) for role, tensor in tensors.items()}
+        on_device = {role: tensor.to(whole.device) for role, tensor in tensors.items()}
+        whole = torch.cat(whole.chunk(2)[::-1]) if place.swapped else whole
         # In the weight's dtype at once: all of SDXL's layers together would take 10 GB in float32.
-        change = dense(on_device, weight, scale, strength).to(weight.dtype)
-    return _Change(layer.part, name, weight, change, None if rank is None else scale * rank, rank, len(tensors))
+        changes = cut(dense(on_device, whole, scale, strength).to(whole.dtype))
+    total = None if rank is None else scale * rank
+    return [
+        _Change(layer.part, name, weight, change, total, rank, 0 if i else len(tensors))
+        for i, (name, weight, change) in enumerate(zip(place.layers, weights, changes, strict=True))
+    ]
 
 
 def _report(
@@ -239,7 +258,7 @@ def _report(
 ) -> LoraReport:
     if not any(change.part == UNET for change in changes):
         raise UserError(
-            f"teacher.lora={header.path}: none of its {info.tensors} tensors fits the U-Net of the base model, so it "
+            f"teacher.lora={header.path}: none of its {info.tensors} tensors fits the network of the base model, so it "
             "was made for another architecture; use a LoRA made for this base model"
         )
     left_out = [layer.keys for layer in header.layers if layer.part not in models]

@@ -8,10 +8,13 @@ original code ("sgm": ``input_blocks.4.1``) instead of those of diffusers.
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import cast
 
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+
+from smsff.teacher.lora.originals import halves_swapped, original_layers
 
 # Layers of a residual block and outside the blocks, diffusers to sgm.
 _SGM_RESNET = {
@@ -56,14 +59,33 @@ def weight_of(layer: nn.Module) -> Tensor:
     return cast(Tensor, base.weight)
 
 
-def layer_table(model: nn.Module) -> dict[str, str]:
-    """{flat name in any of the styles: name of the layer in `model`}, for a U-Net or a text encoder."""
-    names = list(weighted_layers(model))
-    table = {flat(name): name for name in names}
+@dataclass(frozen=True)
+class Place:
+    """Where a layer of a file belongs.
+
+    Attributes:
+        layers: of the model: one, or several whose rows follow one another in the file's (a fused qkv).
+        swapped: whether the halves of the file's rows change places.
+    """
+
+    layers: tuple[str, ...]
+    swapped: bool = False
+
+
+def layer_table(model: nn.Module) -> dict[str, Place]:
+    """{flat name in any of the styles: place in `model`}, for a U-Net, a transformer or a text encoder."""
+    layers = weighted_layers(model)
+    names = list(layers)
+    table = {flat(name): Place((name,)) for name in names}
     for name in names:
+        if name.endswith(".to_out"):  # which the reader of files takes for the attention of U-Nets
+            table.setdefault(flat(f"{name}.0"), Place((name,)))
         original = sgm_name(name, names)
         if original is not None:
-            table.setdefault(flat(original), name)
+            table.setdefault(flat(original), Place((name,)))
+    for original, parts in original_layers(type(model).__name__, layers):
+        shape = weight_of(layers[parts[0]]).shape
+        table.setdefault(flat(original), Place(parts, halves_swapped(parts[0], shape[0], shape[1])))
     return table
 
 

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from smsff.atomic import write_atomically
 from smsff.errors import UserError
+from smsff.teacher.lora.inspect import FLOWS
 from smsff.teacher.lora.names import plain_name, sgm_name, weighted_layers
 
-Format = Literal["kohya", "diffusers"]
+Format = Literal["kohya", "diffusers", "ai-toolkit"]
 
 
 @dataclass(frozen=True)
@@ -37,15 +38,17 @@ def save_style_lora(
     unet: nn.Module,
     text_encoders: Sequence[nn.Module] = (),
     adapter_name: str,
-    format: Literal["kohya", "diffusers"],
+    format: Format,
     metadata: Mapping[str, str],
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Write the LoRA `adapter_name` of a U-Net and its text encoders; the file appears complete or not at all.
+    """Write the LoRA `adapter_name` of a network and its text encoders; the file appears complete or not at all.
 
     ``kohya``: ``lora_unet_…``, ``lora_te_…`` (SDXL: ``lora_te1_…``, ``lora_te2_…``, and the original names of the
     U-Net's blocks) with an ``alpha`` for each layer. ``diffusers``: ``unet.….lora_A.weight`` and so on. That format has
-    no place for alpha that every program reads, so alpha / rank is multiplied into the up matrix.
+    no place for alpha that every program reads, so alpha / rank is multiplied into the up matrix. ``ai-toolkit``: the
+    same with ``diffusion_model.`` before the layers, as programs read it for transformers, whose part is called
+    ``transformer`` in diffusers.
 
     Args:
         text_encoders: the first, and for SDXL the second; those without the adapter add nothing.
@@ -57,7 +60,8 @@ def save_style_lora(
     """
     if format not in get_args(Format):
         raise UserError(f"format={format!r} is not one of {', '.join(get_args(Format))}")
-    parts = {"unet": _layers(unet, adapter_name)}
+    network = "diffusion_model" if format == "ai-toolkit" else "unet" if _is_unet(unet) else "transformer"
+    parts = {network: _layers(unet, adapter_name)}
     for key, encoder in zip(("text_encoder", "text_encoder_2"), text_encoders, strict=False):
         parts[key] = _layers(encoder, adapter_name)
     layers = [layer for part in parts.values() for layer in part]
@@ -70,9 +74,14 @@ def save_style_lora(
         header = _kohya_header(layers, unet, xl)
     else:
         tensors = dict(_diffusers(parts))
-        header = {"lora_adapter_metadata": json.dumps(_diffusers_config(parts), sort_keys=True)}
+        saved = json.dumps(_diffusers_config(parts), sort_keys=True)
+        header = {"lora_adapter_metadata": saved} if format == "diffusers" else {}
     tensors = {key: value.detach().to("cpu", dtype or value.dtype).contiguous() for key, value in tensors.items()}
     _write(path, tensors, {"format": "pt"} | header | dict(metadata))
+
+
+def _is_unet(network: nn.Module) -> bool:
+    return type(network).__name__ not in FLOWS
 
 
 def _layers(model: nn.Module, adapter: str) -> list[_Layer]:
@@ -89,13 +98,13 @@ def _layers(model: nn.Module, adapter: str) -> list[_Layer]:
 
 def _kohya(parts: Mapping[str, list[_Layer]], sgm: list[str]) -> Iterator[tuple[str, Tensor]]:
     """With `sgm`, the layers of an SDXL U-Net, in SDXL's names."""
-    prefixes = {"unet": "lora_unet_", "text_encoder": "lora_te1_" if sgm else "lora_te_", "text_encoder_2": "lora_te2_"}
+    prefixes = {"text_encoder": "lora_te1_" if sgm else "lora_te_", "text_encoder_2": "lora_te2_"}
     for part, layers in parts.items():
         for layer in layers:
             name = (sgm_name(layer.name, sgm) if sgm and part == "unet" else None) or layer.name
-            if part != "unet" and not name.startswith(("text_model.", "text_projection")):
+            if part.startswith("text") and not name.startswith(("text_model.", "text_projection")):
                 name = f"text_model.{name}"
-            key = prefixes[part] + name.replace(".", "_")
+            key = prefixes.get(part, "lora_unet_") + name.replace(".", "_")
             yield f"{key}.lora_down.weight", layer.down
             yield f"{key}.lora_up.weight", layer.up
             yield f"{key}.alpha", torch.tensor(layer.alpha, dtype=layer.down.dtype)

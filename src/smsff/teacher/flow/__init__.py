@@ -1,0 +1,1 @@
+"""Flow-matching transformers: how each family is called, encodes prompts, and is loaded."""
