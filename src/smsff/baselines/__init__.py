@@ -1,4 +1,4 @@
-"""The methods that the paper compares with, on stock diffusers; one file each. Nothing else is built on them."""
+"""The methods that the paper compares with, on stock diffusers; one file each."""
 
 from __future__ import annotations
 
