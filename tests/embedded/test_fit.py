@@ -35,7 +35,7 @@ def bank() -> StyleBank:
     generator = torch.Generator().manual_seed(0)
     styled, photo = (torch.randint(128, (n, 3, 40, 48), dtype=torch.uint8, generator=generator) for n in (12, 7))
     options: dict[str, Any] = {"resolution": 32, "margin": 0, "batch_size": 2, "steps": 5, "seed": 0, "held_out": 2}
-    return StyleBank(styled, pairs=(photo, photo + 128), paired=0.5, **options)
+    return StyleBank(styled, pairs=(photo, photo + 128), paired=0.5, restyle=lambda x, rng: x / 2, **options)
 
 
 def fit(base: Path, folder: Path, kind: type[StyleLora]) -> dict[str, Tensor]:

@@ -1,14 +1,14 @@
 """Pictures that lie in memory, on the device, as batches for the training of a known style's LoRA.
 
-Some samples are *loose pairs*: the input is a photo or its mixture with the target, the target a form of it in a style
-of the same kind, but not in the style itself. They are prior preservation (Ruiz et al. 2023) of what the base knows of
-the way from a photo to such a style; the style itself is learned from pictures in it alone, never from a photo beside
-its stylization.
+Some samples are *loose pairs*: the input is a photo or on the way to the target (`way_inputs`), the target a form of it
+in a style of the same kind, but not in the style itself. They are prior preservation (Ruiz et al. 2023) of what the
+base knows of the way from a photo to such a style; the style itself is learned from pictures in it alone, never from a
+photo beside its stylization.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -20,9 +20,11 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from smsff.data.crops import middle, to_signed
 from smsff.embedded.pictures import CAPTIONS
+from smsff.embedded.way import add_filter, way_inputs
 
-PHOTOS = 0.4
-"""Share of the pairs whose input is the photo itself; in the others it is on the way, uniformly."""
+OVERDONE = 0.6
+"""Share of the style's own pictures whose input overdoes the style, while the target is the picture itself: the teacher
+then leads a generator back that does so."""
 
 
 def crops(pictures: Tensor, index: NDArray[np.int64], size: int, rng: np.random.Generator) -> Tensor:
@@ -43,6 +45,7 @@ class StyleBank(pl.LightningDataModule):
         *,
         pairs: tuple[Tensor, Tensor],
         paired: float,
+        restyle: Callable[[Tensor, np.random.Generator], Tensor],
         resolution: int,
         margin: int,
         batch_size: int,
@@ -55,11 +58,12 @@ class StyleBank(pl.LightningDataModule):
             styled: The pictures; the last `held_out` of them, but at most half, are only measured on.
             pairs: Photos and their loosely styled forms, (M, 3, H, W) each, uint8 on the same device.
             paired: Share of the samples that are such pairs.
+            restyle: A style of its kind with random parameters, on (1, 3, H, W) in [0, 1].
             resolution, margin: Side of a crop, and the pixels around it.
             batch_size, steps, seed: Of the training.
         """
         super().__init__()
-        self.styled, self.pairs, self.paired = styled, torch.cat(pairs, 1), paired
+        self.styled, self.pairs, self.paired, self.restyle = styled, torch.cat(pairs, 1), paired, restyle
         self.window, self.margin = resolution + 2 * margin, margin
         self.batch_size, self.steps, self.seed = batch_size, steps, seed
         self.count = len(styled) - min(held_out, len(styled) // 2)
@@ -76,20 +80,28 @@ class StyleBank(pl.LightningDataModule):
         count = int(rng.binomial(size, self.paired))
         of_pairs, of_styled = rng.integers(len(self.pairs), size=count), rng.integers(self.count, size=size - count)
         photo, loose = self.windows(self.pairs, of_pairs, rng).chunk(2, 1)
-        share = np.where(rng.random(count) < PHOTOS, 0, rng.random(count)).astype(np.float32)
-        mixed = torch.lerp(photo, loose, torch.from_numpy(share).view(-1, 1, 1, 1).to(photo))
+        mixed = way_inputs(photo, loose, rng)
         styled = self.windows(self.styled, of_styled, rng)
+        moved = rng.random(len(styled)) < OVERDONE
+        inputs = [self.overdone(one[None], rng) if move else one[None] for one, move in zip(styled, moved, strict=True)]
         index = np.concatenate([of_pairs, of_styled])
         return {
             "image": torch.cat([loose, styled]),
-            "input": torch.cat([mixed, styled]),
-            "degraded": torch.arange(size, device=styled.device) < count,
+            "input": torch.cat([mixed, *inputs]),
+            "degraded": torch.from_numpy(np.concatenate([np.ones(count, bool), moved])).to(styled.device),
             "margin": self.margin,
             "caption": [CAPTIONS[i % len(CAPTIONS)] for i in index],
             "index": torch.from_numpy(index),
             "iteration": torch.full((size,), iteration),
             "position": torch.arange(size),
         }
+
+    def overdone(self, styled: Tensor, rng: np.random.Generator) -> Tensor:
+        """A picture in the style (1, 3, H, W) with a random filter added, or with a style of its kind put on again."""
+        if rng.random() < 0.5:
+            return add_filter(styled, 0.3 * styled.new_full((1, 1, 1, 1), rng.random()), rng)
+        again = 2 * self.restyle((styled + 1) / 2, rng) - 1
+        return torch.lerp(styled, again, 1.3 * float(rng.random()))
 
     def windows(self, pictures: Tensor, index: NDArray[np.int64], rng: np.random.Generator) -> Tensor:
         """Crops of the indexed pictures in [-1, 1], half of them mirrored."""

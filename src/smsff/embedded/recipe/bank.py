@@ -48,7 +48,7 @@ def all_photos(folder: Path | None) -> Sequence[Image.Image]:
     return training_photos() + [to_image(load_image(file)) for file in files]
 
 
-def loose_style(x: Tensor, kind: str, rng: np.random.Generator) -> Tensor:
+def loose_style(x: Tensor, rng: np.random.Generator, kind: str) -> Tensor:
     """(1, 3, H, W) in a style of this kind, with random parameters: what its name may mean."""
     draw, whole = rng.uniform, rng.integers
     if kind == "cel":
@@ -82,7 +82,7 @@ def pairs(chunk: int, *, seed: int, photos: Path | None, count: int = CHUNK) -> 
     rng = np.random.default_rng([seed, 0, chunk])
     x = [_picture(all_photos(photos), rng) for _ in range(count)]
     kind = rng.integers(len(KINDS), size=count)
-    loose = [loose_style(one, KINDS[k], rng) for one, k in zip(x, kind, strict=True)]
+    loose = [loose_style(one, rng, KINDS[k]) for one, k in zip(x, kind, strict=True)]
     return {"photo": _bytes(x), "loose": _bytes(loose), "kind": torch.from_numpy(kind)}
 
 

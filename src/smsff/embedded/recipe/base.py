@@ -22,6 +22,7 @@ from smsff.embedded import teacher as embedded
 from smsff.embedded.recipe.bank import KINDS, Bank
 from smsff.embedded.recipe.train import optimise
 from smsff.embedded.style_bank import crops
+from smsff.embedded.way import way_inputs
 from smsff.method.schedule import NoiseSchedule, scaled_linear_betas
 from smsff.style_lora.objective import denoising_target, min_snr_weight, weighted_error
 
@@ -125,8 +126,7 @@ class WaySamples:
         both = crops(both, np.arange(size), CROP, rng).float()
         both = torch.where(torch.from_numpy(rng.random((size, 1, 1, 1)) < 0.5), both.flip(3), both)
         photo, loose = both.chunk(2, 1)
-        share = np.where(rng.random(size) < 0.4, 0, rng.random(size)).astype(np.float32)
-        mixed = torch.lerp(photo, loose, torch.from_numpy(share)[:, None, None, None])
+        mixed = way_inputs(photo, loose, rng)
         part = rng.choice(list(SAMPLES), size=size, p=list(SAMPLES.values()))
 
         def chosen(**pictures: Tensor) -> Tensor:

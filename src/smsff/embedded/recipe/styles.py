@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from smsff.embedded import teacher as embedded
 from smsff.embedded.fit import fit_style_lora
-from smsff.embedded.recipe.bank import Bank
+from smsff.embedded.recipe.bank import Bank, loose_style
 from smsff.embedded.recipe.base import CROP, GAMMA
 from smsff.embedded.style_bank import StyleBank
 from smsff.style_lora.adapter import LoraOptions
@@ -63,6 +64,7 @@ def train_style(
         exact[style],
         pairs=(pairs["photo"], pairs["loose"]),
         paired=PAIRED,
+        restyle=partial(loose_style, kind=style),
         resolution=2 * CROP,
         margin=8,
         batch_size=batch,
