@@ -117,14 +117,9 @@ def test_a_picture_that_is_shown_turned_gets_the_bucket_it_is_shown_in(tmp_path:
 def test_wrong_options_are_refused_by_name(root: Path, tmp_path: Path) -> None:
     for key, changes in {
         r"data\.resolution": {"resolution": 30},
-        r"data\.max_photos": {"max_photos": 0},
         r"data\.prior\.root": {"prior": Prior(root=str(tmp_path / "no"))},
         r"data\.degraded\.texture_root": {"degraded": Degraded(share=0.1, texture_root=str(tmp_path / "no"))},
         r"data\.photos": {"photos": str(tmp_path / "no")},
     }.items():
         with pytest.raises(UserError, match=key):
             pictures(root, **changes)
-    with pytest.raises(UserError, match=r"data\.degraded\.share"):
-        Degraded(share=1.5)
-    with pytest.raises(UserError, match=r"data\.degraded\.tones=-0\.5 must lie in \[0, 1\]"):
-        Degraded(share=0.5, tones=-0.5)

@@ -101,12 +101,8 @@ def test_powers_prefer_little_noise() -> None:
     assert PowerTimesteps(t_min=3, t_max=3)(torch.tensor([0.0, 0.999999])).tolist() == [3, 3]
 
 
-def test_numbers_out_of_range_are_refused() -> None:
+def test_bands_ascend_within_the_steps_of_the_base() -> None:
     for build in (
-        lambda: StyleLoss(min_snr_gamma=0.0),
-        lambda: StyleLoss(prior_weight=-1.0),
-        lambda: PowerTimesteps(t_min=5, t_max=4),
-        lambda: PowerTimesteps(power=0.5),
         lambda: band_edges([0], 1000),
         lambda: band_edges([0, 100, 100], 1000),
         lambda: band_edges([0, 1001], 1000),

@@ -23,5 +23,3 @@ def test_templates_leave_no_commas_behind_and_wrong_ones_are_refused() -> None:
     assert prompts.fill("") == "in smsff style"
     with pytest.raises(UserError, match=r"prompts\.template"):
         TriggerPrompts(trigger="x", template="{words}")
-    with pytest.raises(UserError, match=r"prompts\.caption_dropout"):
-        TriggerPrompts(trigger="x", caption_dropout=1.5)

@@ -175,8 +175,4 @@ def test_wrong_settings(teacher: StableDiffusionTeacher) -> None:
         LoraFakeScore(teacher, target_modules=("to_q", "to_x", "attn1"))
     with pytest.raises(UserError, match=r"fake_score\.target_modules: empty"):
         LoraFakeScore(teacher, target_modules=())
-    with pytest.raises(UserError, match=r"fake_score\.rank=0"):
-        LoraFakeScore(teacher, rank=0)
-    with pytest.raises(UserError, match=r"fake_score\.loss_weight='snr'"):
-        LoraFakeScore(teacher, loss_weight="snr")  # type: ignore[arg-type]
     assert "fake" not in teacher.unet.peft_config

@@ -249,7 +249,6 @@ def test_missing_folder_hub_id_and_lora(tiny_base: Path, tmp_path: Path) -> None
     refused(r"teacher\.base=v1\.ckpt: .*can run code.*\.safetensors version", base="v1.ckpt")
     refused(r"teacher\.style_base=a/b: ", base=str(tiny_base), style_base="a/b")
     refused(r"teacher\.lora=gone\.safetensors: no such file", base=str(tiny_base), lora="gone.safetensors")
-    refused(r"teacher\.dtype='int8'", base=str(tiny_base), dtype="int8")
 
 
 def test_nothing_is_loaded_before_every_file_was_found(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
