@@ -96,7 +96,7 @@ def test_class_pictures_add_their_own_weighted_loss(tiny_base: Path) -> None:
 
 def test_held_out_losses_are_the_bases_until_something_was_learned(tiny_base: Path) -> None:
     module = style_lora(teacher(tiny_base), held_out=HeldOutLoss(bands=(0, 300, 1000), draws=3, batch=4))
-    assert module.measured_t().tolist() == [50, 150, 250, 416, 650, 883]
+    assert module.held_out.times().tolist() == [50, 150, 250, 416, 650, 883]
     pictures = [torch.rand(1, 3, 16, 24) * 2 - 1 for _ in range(2)]
     for number, picture in enumerate(pictures):
         module.measure(number, picture, "")

@@ -7,8 +7,9 @@ L = mean of weight(t) |prediction - target|^2, plus the same on class pictures, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import lightning.pytorch as pl
@@ -20,7 +21,7 @@ from smsff.errors import UserError
 from smsff.method.draws import Draws
 from smsff.randomness import keyed_randn
 from smsff.style_lora.adapter import LoraOptions, TrainableStyle
-from smsff.style_lora.objective import PowerTimesteps, StyleLoss, band_edges, denoising_target, weighted_error
+from smsff.style_lora.objective import PowerTimesteps, StyleLoss, check_bands, denoising_target, weighted_error
 from smsff.style_lora.prompts import TriggerPrompts
 from smsff.teacher.condition import Condition
 from smsff.teacher.sampling import img2img
@@ -46,6 +47,23 @@ class HeldOutLoss:
     bands: Sequence[int] = (0, 100, 200, 300, 500, 700, 1000)
     draws: int = 2
     batch: int = 8
+
+    def times(self) -> Tensor:
+        """Evenly spread timesteps of every band, (bands * draws,) long."""
+        places = (torch.arange(self.draws) + 0.5) / self.draws
+        return torch.cat([low + ((high - low) * places).long() for low, high in pairwise(self.bands)])
+
+    def means(self, output: Any, z_t: Tensor, t: Tensor, cond: Condition, target: Tensor) -> Tensor:
+        """Mean squared error of the network's own prediction in each band, (bands,)."""
+        errors = []
+        for rows in torch.arange(len(t)).split(self.batch):
+            prediction = output(z_t[rows], t[rows], cond.expand(len(rows)))
+            errors.append((prediction - target[rows]).square().mean((1, 2, 3)))
+        return torch.cat(errors).view(len(self.bands) - 1, -1).mean(1).cpu()
+
+    def by_band(self, losses: Sequence[float]) -> dict[str, float]:
+        """Losses by the name of their band."""
+        return {f"t {low}-{high}": loss for (low, high), loss in zip(pairwise(self.bands), losses, strict=True)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,15 +122,13 @@ class StyleLora(pl.LightningModule):
         last = teacher.schedule.num_steps - 1
         if max(timesteps.t_max, samples.t0) > last:
             raise UserError(f"timesteps.t_max={timesteps.t_max}, samples.t0={samples.t0}: the base ends at t = {last}")
-        self.bands = band_edges(held_out.bands, last + 1)
+        check_bands(held_out.bands, last + 1)
         self.teacher = teacher
         self.style = TrainableStyle(teacher, lora)
         self.prompts, self.timesteps, self.loss = prompts, timesteps, loss
         self.unet_options, self.text_options = unet_options, text_options
-        self.steps, self.seed = steps, seed
-        self.held_out, self.samples = held_out, samples
-        self.record = dict(record or {})
-        self.guard = StepGuard()
+        self.steps, self.seed, self.held_out, self.samples = steps, seed, held_out, samples
+        self.record, self.guard = dict(record or {}), StepGuard()
         self.strict_loading = False  # the base is in no checkpoint; on_load_checkpoint does the checking
         self._base_losses: dict[int, Tensor] = {}
         self._losses: dict[int, Tensor] = {}
@@ -126,7 +142,9 @@ class StyleLora(pl.LightningModule):
         z = self.encode(x, batch["margin"])  # what the style is
         z_in = self.encode_degraded(batch, z)
         z, z_in, degraded = self.with_class_pictures(batch, z, z_in)
-        t, noise = self.timesteps(self.uniform(draws, "t", len(z))), self.normal(draws, "noise", z)
+        parts = len(z) // len(x)
+        t = self.timesteps(self.drawn(draws.uniform, "t", parts))
+        noise = self.drawn(lambda stream: draws.normal(stream, tuple(z.shape[1:])), "noise", parts)
         z_t = schedule.add_noise(z_in, noise, t)
         target = denoising_target(schedule, z, z_t, t)  # eps* or v*; the noise itself where z_in is z
         prediction = self.style.output(z_t, t, self.style.encode(self.draw_prompts(batch, draws)))
@@ -134,8 +152,8 @@ class StyleLora(pl.LightningModule):
         losses = weighted_error(prediction, target, weight)
         loss = self.loss.total(losses, len(x))  # style, plus class pictures
 
-        stages = {"latent": z_in[: len(x)], "prediction": prediction[: len(x)]}
-        self.guard.see(batch, stages, {"t": t[: len(x)]})
+        computed = {"latent": z_in[: len(x)], "prediction": prediction[: len(x)]}
+        self.guard.see(batch, computed, {"t": t[: len(x)]})
         self.log_losses(loss, losses, degraded, len(x))
         return all_nan_unless_finite(loss)
 
@@ -150,9 +168,8 @@ class StyleLora(pl.LightningModule):
         degraded = batch["degraded"]
         if not bool(degraded.any()):
             return z
-        z_in = z.clone()
-        z_in[degraded] = self.encode(batch["input"][degraded], batch["margin"]).to(z)
-        return z_in
+        inputs = self.encode(batch["input"][degraded], batch["margin"]).to(z)
+        return z.index_put((degraded,), inputs)
 
     def with_class_pictures(self, batch: dict[str, Any], z: Tensor, z_in: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """z, z_in and `degraded`, followed by the rows of the class pictures, if there are any."""
@@ -162,15 +179,10 @@ class StyleLora(pl.LightningModule):
         prior = self.encode(batch["prior_image"], batch["margin"])
         return torch.cat([z, prior]), torch.cat([z_in, prior]), torch.cat([degraded, torch.zeros_like(degraded)])
 
-    def uniform(self, draws: Draws, stream: str, count: int) -> Tensor:
-        """(count,) in [0, 1): one for each sample and then one for each class picture."""
-        streams = [stream, f"prior {stream}"][: count // len(draws.positions)]
-        return torch.cat([draws.uniform(one) for one in streams])
-
-    def normal(self, draws: Draws, stream: str, z: Tensor) -> Tensor:
-        """Normal draws in the shape of z, likewise."""
-        streams = [stream, f"prior {stream}"][: len(z) // len(draws.positions)]
-        return torch.cat([draws.normal(one, tuple(z.shape[1:])) for one in streams])
+    @staticmethod
+    def drawn(draw: Callable[[str], Tensor], stream: str, parts: int) -> Tensor:
+        """Draws for the samples, and with two parts then for the class pictures."""
+        return torch.cat([draw(name) for name in (stream, f"prior {stream}")[:parts]])
 
     def draw_prompts(self, batch: dict[str, Any], draws: Draws) -> list[str]:
         """Prompts of the samples and of the class pictures; these have no trigger and are never left out."""
@@ -181,11 +193,8 @@ class StyleLora(pl.LightningModule):
     def log_losses(self, loss: Tensor, losses: Tensor, degraded: Tensor, count: int) -> None:
         """The loss and its parts: ordinary, degraded and class pictures, each the mean over the samples it has."""
         self.log("train/loss", loss, prog_bar=True, batch_size=count)
-        parts = {
-            "style": losses[:count][~degraded[:count]],
-            "degraded": losses[:count][degraded[:count]],
-            "prior": losses[count:],
-        }
+        own, degraded = losses[:count], degraded[:count]
+        parts = {"style": own[~degraded], "degraded": own[degraded], "prior": losses[count:]}
         for name, part in parts.items():
             if len(part):
                 self.log(f"train/{name}", part.detach().mean(), batch_size=len(part))
@@ -194,8 +203,8 @@ class StyleLora(pl.LightningModule):
 
     def prepare_prompts(self, captions: Iterable[str], prior_captions: Iterable[str] = ()) -> None:
         """Embed every prompt of the run and free the text encoders, unless these are trained or prompts too many."""
-        prompts = [*self.prompts.possible([*captions, self.samples.caption]), *prior_captions]
-        prompts = list(dict.fromkeys(prompts))
+        possible = self.prompts.possible([*captions, self.samples.caption])
+        prompts = list(dict.fromkeys([*possible, *prior_captions]))
         if len(prompts) <= MAX_PROMPTS and not self.style.text_parameters:
             self.style.encode(prompts)
             self.teacher.drop_text_encoder()
@@ -216,29 +225,16 @@ class StyleLora(pl.LightningModule):
     @torch.no_grad()
     def measure(self, number: int, x: Tensor, caption: str, margin: int = 0) -> None:
         """Keep the loss of one held-out picture (1, 3, H, W) in every band, with the LoRA and without."""
-        t = self.measured_t().to(x.device)
+        t = self.held_out.times().to(x.device)
         z = self.encode(x, margin).expand(len(t), -1, -1, -1)
         noise = keyed_randn(self.seed, "held out", number, range(len(t)), tuple(z.shape[1:])).to(z)
         z_t = self.teacher.schedule.add_noise(z, noise, t)
         target = denoising_target(self.teacher.schedule, z, z_t, t)
         cond = self.style.encode([self.prompts.fill(caption)])
-        self._losses[number] = self.band_means(self.style.output, z_t, t, cond, target)
+        self._losses[number] = self.held_out.means(self.style.output, z_t, t, cond, target)
         if number not in self._base_losses:
             plain = self.teacher.encode_prompts([self.prompts.fill(caption)])
-            self._base_losses[number] = self.band_means(self.style.base_output, z_t, t, plain, target)
-
-    def measured_t(self) -> Tensor:
-        """Evenly spread timesteps of every band, (bands * draws,) long."""
-        spread_out = (torch.arange(self.held_out.draws) + 0.5) / self.held_out.draws
-        return torch.cat([low + ((high - low) * spread_out).long() for low, high in self.bands])
-
-    def band_means(self, output: Any, z_t: Tensor, t: Tensor, cond: Condition, target: Tensor) -> Tensor:
-        """Mean squared error of the network's own prediction in each band, (bands,)."""
-        errors = []
-        for rows in torch.arange(len(t)).split(self.held_out.batch):
-            prediction = output(z_t[rows], t[rows], cond.expand(len(rows)))
-            errors.append((prediction - target[rows]).square().mean((1, 2, 3)))
-        return torch.cat(errors).view(len(self.bands), -1).mean(1).cpu()
+            self._base_losses[number] = self.held_out.means(self.style.base_output, z_t, t, plain, target)
 
     def on_validation_epoch_start(self) -> None:
         self._losses = {}
@@ -247,22 +243,19 @@ class StyleLora(pl.LightningModule):
         """Print and log the mean held-out losses."""
         if not self._losses:
             return
-        ours, base = self.held_out_losses()
-        names = [f"t {low}-{high}" for low, high in self.bands]
-        for name, one, other in zip(names, ours, base, strict=True):
-            self.log(f"held_out/lora {name}", one)
-            self.log(f"held_out/base {name}", other)
-        parts = [f"{name} {a:.4f} / {b:.4f}" for name, a, b in zip(names, ours, base, strict=True)]
-        learned = sum(a < b for a, b in zip(ours, base, strict=True))
-        text = f"held-out loss, LoRA / base: {', '.join(parts)} (better in {learned} of {len(names)} bands)"
+        ours, base = map(self.held_out.by_band, self.held_out_losses())
+        self.log_dict({f"held_out/lora {name}": loss for name, loss in ours.items()})
+        self.log_dict({f"held_out/base {name}": loss for name, loss in base.items()})
+        parts = ", ".join(f"{name} {loss:.4f} / {base[name]:.4f}" for name, loss in ours.items())
+        learned = sum(loss < base[name] for name, loss in ours.items())
+        text = f"held-out loss, LoRA / base: {parts} (better in {learned} of {len(ours)} bands)"
         if self.trainer.is_global_zero:
             print(text, flush=True)
 
     def held_out_losses(self) -> tuple[list[float], list[float]]:
         """Mean losses by band of the last validation: with the LoRA, and without it on the same pictures."""
-        numbers = sorted(self._losses)
-        means = (torch.stack([losses[n] for n in numbers]).mean(0) for losses in (self._losses, self._base_losses))
-        ours, base = (mean.tolist() for mean in means)
+        kinds = (self._losses, self._base_losses)
+        ours, base = (torch.stack([one[n] for n in sorted(self._losses)]).mean(0).tolist() for one in kinds)
         return ours, base
 
     # -------------------------------------------------------------------------------------------------- optimisation

@@ -110,13 +110,12 @@ class PowerTimesteps:
         return self.t_min + (count * u**self.power).long().clamp(max=count - 1)
 
 
-def band_edges(edges: Sequence[int], num_steps: int) -> list[tuple[int, int]]:
-    """Bands [low, high) of t between consecutive edges.
+def check_bands(edges: Sequence[int], num_steps: int) -> None:
+    """Whether the edges of bands of t ascend from 0 or more to `num_steps` or less.
 
     Raises:
-        UserError: fewer than two edges, not ascending, or outside the schedule.
+        UserError: they do not, or there are fewer than two.
     """
     ascending = len(edges) > 1 and all(a < b for a, b in pairwise(edges))
     if not ascending or edges[0] < 0 or edges[-1] > num_steps:
         raise UserError(f"held_out.bands={list(edges)}: ascending edges between 0 and {num_steps} are needed")
-    return list(pairwise(edges))
