@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from baseline_parts import Teacher
 from diffusers import ControlNetModel, UNet2DConditionModel
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -15,10 +16,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from smsff.teacher.stable_diffusion import StableDiffusionTeacher, load_stable_diffusion
 
-AS_PUBLISHED = {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1, "timestep_spacing": "leading"}
-"""What the schedulers of Stable Diffusion and SDXL say of their timesteps."""
 IMAGE_EMBEDDING = 20
-Teacher = Callable[..., StableDiffusionTeacher]
 
 
 def randomise(network: nn.Module) -> None:
@@ -100,9 +98,3 @@ def ip_adapter(family_pipeline: Callable[..., Path], tmp_path_factory: pytest.Te
     path = tmp_path_factory.mktemp("adapter") / "ip-adapter.safetensors"
     save_file(tensors, path)
     return path
-
-
-def photos(batch: int, height: int, width: int, *, seed: int = 0) -> Tensor:
-    """Smooth pictures (B, 3, H, W) in [0, 1]."""
-    small = torch.rand(batch, 3, 5, 7, generator=torch.Generator().manual_seed(seed))
-    return nn.functional.interpolate(small, (height, width), mode="bicubic").clamp(0, 1)

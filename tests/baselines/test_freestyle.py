@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from conftest import Teacher, photos
+from baseline_parts import Teacher, photos
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from PIL import Image, ImageFilter
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image

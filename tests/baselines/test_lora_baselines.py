@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import AS_PUBLISHED, Teacher, photos
+from baseline_parts import AS_PUBLISHED, Teacher, photos
 from diffusers import (
     ControlNetModel,
     DDIMScheduler,

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import AS_PUBLISHED, Teacher, photos
+from baseline_parts import AS_PUBLISHED, Teacher, photos
 from diffusers import DDIMInverseScheduler, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from torch import nn
 

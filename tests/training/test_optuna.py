@@ -144,11 +144,10 @@ def test_the_ready_spaces_lie_within_what_the_keys_allow(tmp_path: Path, name: s
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
         words = ["hydra/sweeper=optuna", f"hydra/sweeper/params={name}", "returns=train/matching"]
         params = compose("train", words, return_hydra_config=True).hydra.sweeper.params
-        space = {
-            one.get_key_element(): distribution(one)
-            for one in OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in params.items()])
-        }
+        words = OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in params.items()])
+        space = {one.get_key_element(): distribution(one) for one in words if one.is_sweep_override()}
+        fixed = [one.input_line for one in words if not one.is_sweep_override()]
         assert space
         for end in ("low", "high"):
-            values = [f"{key}={getattr(one, end)}" for key, one in space.items()]
+            values = [*fixed, *(f"{key}={getattr(one, end)}" for key, one in space.items())]
             check_config(resolve(compose("train", [*values, f"run_dir={tmp_path}"])))
