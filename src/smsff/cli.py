@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 from smsff import __version__
 from smsff.compare import command as compare_command
 from smsff.compare import study_command
-from smsff.errors import UserError
+from smsff.errors import UserError, first_line
 from smsff.pipes import tolerate_closed
 from smsff.report import command as report_command
 from smsff.report import evaluate
@@ -217,15 +217,15 @@ def run_stylize(arguments: argparse.Namespace) -> int:
     from rich.progress import track
 
     from smsff.data.images import MAX_PIXELS, printable, read_picture
+    from smsff.device import chosen_device
     from smsff.stylize.files import FORMATS, plan, save_image
     from smsff.stylize.stylizer import load_stylizer
 
-    if arguments.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch finds no CUDA device")
+    device = chosen_device(arguments.device)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     jobs = plan(arguments.inputs, arguments.out, overwrite=arguments.overwrite)
-    stylizer = load_stylizer(arguments.model, device=arguments.device, tile=arguments.tile)
+    stylizer = load_stylizer(arguments.model, device=device, tile=arguments.tile)
 
     console, failed, on_white = Console(stderr=True, soft_wrap=True), 0, False
 
@@ -237,7 +237,7 @@ def run_stylize(arguments: argparse.Namespace) -> int:
             picture = read_picture(source, max_pixels=arguments.max_pixels or MAX_PIXELS)
             save_image(stylizer(picture, strength=arguments.strength), result, quality=arguments.quality)
         except Exception as error:  # whatever it is, it must not stop the others
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             say(f"skipped {reason if printable(source) in reason else f'{printable(source)}: {reason}'}")
             failed += 1
             continue
@@ -290,8 +290,7 @@ def run_baseline(arguments: argparse.Namespace) -> int:
             )
             save_image(replace(picture, pixels=pixels), result)
         except Exception as error:  # whatever it is, it must not stop the others
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            console.print(f"skipped {printable(source)}: {reason}", markup=False, highlight=False)
+            console.print(f"skipped {printable(source)}: {first_line(error)}", markup=False, highlight=False)
             failed += 1
     print(f"{len(jobs) - failed} of {len(jobs)} pictures are in {printable(out)}")
     return 1 if failed else 0

@@ -22,6 +22,11 @@ class RunError(RuntimeError):
         self.status = status
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or the name of its class if it has none."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def shown(value: object) -> str:
     """A value as it stands in a message: on one line, and short whatever it is."""
     try:

@@ -20,7 +20,7 @@ from diffusers import (
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from smsff.baselines.diffusion import encode, guided, invert, scheduler
+from smsff.baselines.diffusion import encode, invert, prompted, scheduler
 from smsff.baselines.instantstyle_plus import load_instantstyle_plus
 from smsff.errors import UserError
 from smsff.teacher.base.families import family_config
@@ -52,7 +52,7 @@ def test_it_is_the_stock_pipeline_from_the_inverted_photo(
 
     with torch.no_grad():
         inverse = scheduler(DDIMInverseScheduler, base, 2)
-        path = invert(guided(base.base, base.encode_prompts(CAPTIONS)), inverse, encode(base, x))
+        path = invert(prompted(base.base, base.encode_prompts(CAPTIONS)), inverse, encode(base, x))
     sampler = DDIMScheduler.from_pretrained(folder, subfolder="scheduler", **AS_PUBLISHED)
     network = ControlNetModel.from_pretrained(files["controlnet"])
     pipeline = StableDiffusionXLControlNetPipeline.from_pretrained(folder, scheduler=sampler, controlnet=network)

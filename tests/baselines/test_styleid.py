@@ -13,7 +13,7 @@ from baseline_parts import AS_PUBLISHED, Teacher, photos
 from diffusers import DDIMInverseScheduler, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from torch import nn
 
-from smsff.baselines.diffusion import cropped_like, encode, guided, invert, scheduler
+from smsff.baselines.diffusion import cropped_like, encode, invert, prompted, scheduler
 from smsff.baselines.styleid import StyleAttention, StyleID, adain, self_attention
 from smsff.errors import UserError
 from smsff.teacher.base.families import family_config
@@ -36,13 +36,13 @@ def test_the_photo_as_its_own_style_gives_the_plain_prediction(teacher: Teacher)
     """Where inversion and sampling meet, gamma = 1 and T = 1 leave the U-Net as it is; each of them changes it."""
     base, z = copy.deepcopy(teacher("sd1")), torch.randn(2, 4, 8, 16)
     empty = base.encode_prompts([""]).expand(6)
-    wanted = guided(base.base, empty)(z.repeat(3, 1, 1, 1), 481)
+    wanted = prompted(base.base, empty)(z.repeat(3, 1, 1, 1), 481)
     stock = base.unet.attn_processors
     names = self_attention(base.unet, OPTIONS["layers"])
 
     def found(*numbers: float, style: torch.Tensor = z) -> torch.Tensor:
         base.unet.set_attn_processor({**stock, **dict.fromkeys(names, StyleAttention(*numbers))})
-        return guided(base.base, empty)(torch.cat([z, style, z]), 481)
+        return prompted(base.base, empty)(torch.cat([z, style, z]), 481)
 
     torch.testing.assert_close(found(1.0, 1.0), wanted, atol=1e-5, rtol=0)
     torch.testing.assert_close(found(0.3, 1.0), wanted, atol=1e-5, rtol=0)
@@ -71,7 +71,7 @@ def test_without_its_attention_it_is_the_stock_pipeline(teacher: Teacher, family
     inverse = scheduler(DDIMInverseScheduler, base, OPTIONS["steps"])
     both = torch.cat([x, cropped_like(style, SIZE)])
     with torch.no_grad():
-        path = invert(guided(base.base, base.encode_prompts([""]).expand(4)), inverse, encode(base, both))
+        path = invert(prompted(base.base, base.encode_prompts([""]).expand(4)), inverse, encode(base, both))
     sampler = DDIMScheduler.from_pretrained(folder, subfolder="scheduler", **AS_PUBLISHED)
     pipeline = StableDiffusionPipeline.from_pretrained(folder, scheduler=sampler)
     pipeline.set_progress_bar_config(disable=True)

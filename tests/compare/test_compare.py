@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from baselines.conftest import controlnet, image_encoder, ip_adapter  # noqa: F401
+from baseline_parts import controlnet, image_encoder, ip_adapter  # noqa: F401
 from diffusers import UNet2DConditionModel
 from metrics.network_files import random_picture, write_alexnet, write_art_inception, write_clip, write_pictures
 from models import network
@@ -186,7 +186,7 @@ def test_the_main_table_on_small_pipelines_killed_and_started_again(
         f"baseline.ip_adapter={ip_adapter},baseline.image_encoder={image_encoder}",
         "Style-LoRA": f"lora_controlnet,teacher.base={sd1},{small},{style},baseline.controlnet={controlnet('sd1')}",
     }
-    command = [sys.executable, "-m", "smsff.cli", "compare", str(ROOT / "plans" / "paper_main.yaml")]
+    command = [sys.executable, "-m", "smsff.cli", "compare", str(ROOT / "benchmarks" / "paper_main.yaml")]
     command += [f"rows.{name}.baseline=[{words}]" for name, words in rows.items()]
     command += [f"content={tmp_path / 'photos'}", f"style_pictures={tmp_path / 'style'}", "short_side=128"]
     command += [f"overrides=[teacher.base={sd1},{style},trainer=cpu,steps=2]", "--out", str(tmp_path / "out")]

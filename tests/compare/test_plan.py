@@ -14,7 +14,7 @@ from smsff.config.check import check_config
 from smsff.errors import UserError
 
 ROOT = Path(__file__).parents[2]
-PAPER = sorted((ROOT / "plans").glob("paper_*.yaml"))
+PAPER = sorted((ROOT / "benchmarks").glob("paper_*.yaml"))
 PLAN: dict[str, Any] = {"content": "photos", "styles": ["ghibli"], "rows": {"a": {"nothing": True}}}
 
 

@@ -16,6 +16,7 @@ from smsff.errors import UserError
 from smsff.teacher.base.source import Source, local_first
 from smsff.teacher.condition import Condition
 from smsff.teacher.sampling import LATENT_MULTIPLE
+from smsff.teacher.score import Score, guided
 from smsff.teacher.stable_diffusion import StableDiffusionTeacher
 
 Noise = Callable[[Tensor, int], Tensor]
@@ -47,10 +48,23 @@ def cropped_like(x: Tensor, size: tuple[int, int]) -> Tensor:
     return resized(x[..., top : top + rows, left : left + columns], size)
 
 
-def spelled(template: str, words: str, captions: Sequence[str]) -> list[str]:
-    """The template once for each caption; what an empty one leaves at the ends is taken away."""
+def conditions(
+    teacher: StableDiffusionTeacher,
+    template: str,
+    captions: Sequence[str],
+    *,
+    words: str = "",
+    negative: str = "",
+    style: bool = False,
+) -> tuple[Condition, Condition]:
+    """The filled template once for each caption, and as often the negative prompt; `style`: by the LoRA's encoder.
+
+    What an empty caption leaves at the ends of a prompt is taken away.
+    """
     filled = (template.replace("{words}", words).replace("{caption}", caption) for caption in captions)
-    return [text.strip(" ,") for text in filled]
+    prompts = [text.strip(" ,") for text in filled]
+    cond, null = teacher.encode_prompts([*prompts, *[negative] * len(prompts)], style=style).chunk(2)
+    return cond, null
 
 
 def encode(teacher: StableDiffusionTeacher, x: Tensor) -> Tensor:
@@ -78,22 +92,12 @@ def scheduler(kind: type[Scheduler], teacher: StableDiffusionTeacher, steps: int
     return made
 
 
-def guided(
-    score: Callable[[Tensor, Tensor, Condition], Tensor],
-    cond: Condition,
-    null: Condition | None = None,
-    guidance: float = 1.0,
-) -> Noise:
-    """The score under a prompt: null + guidance (cond - null), in one pass of the network; without `null`, cond."""
+def prompted(score: Score, cond: Condition, null: Condition | None = None, guidance: float = 1.0) -> Noise:
+    """The score under a prompt, `guided` away from `null` if there is one."""
 
     def noise(z_t: Tensor, t: int) -> Tensor:
-        rows = z_t if null is None else z_t.repeat(2, 1, 1, 1)
-        both = cond if null is None else Condition.cat([null, cond])
-        eps = score(rows, torch.full((len(rows),), t, device=z_t.device), both).to(z_t.dtype)
-        if null is None:
-            return eps
-        without, under = eps.chunk(2)
-        return torch.lerp(without, under, guidance)
+        times = torch.full((len(z_t),), t, device=z_t.device)
+        return guided(score, z_t, times, cond, cond if null is None else null, guidance).to(z_t.dtype)
 
     return noise
 

@@ -22,14 +22,14 @@ from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from smsff.baselines.diffusion import (
     at_working_size,
+    conditions,
     decode,
     denoise,
     encode,
-    guided,
     hooked,
     noise_like,
+    prompted,
     scheduler,
-    spelled,
 )
 from smsff.teacher.condition import Condition
 from smsff.teacher.stable_diffusion import StableDiffusionTeacher
@@ -67,7 +67,7 @@ class FreeStyle:
 
     Args:
         teacher: The base; the authors' is SDXL.
-        prompt, words: What it is asked for, with {words} and {caption}.
+        prompt, words: Of the wanted picture, with {words} and {caption}.
         b, s: At the widest layers: raise of the features, factor on the skips' low frequencies; 1 changes nothing.
         n: Channels that are raised at the widest layers.
         b_fine, s_fine: The same at layers of half this width, where the first half of the channels is raised.
@@ -108,9 +108,8 @@ class FreeStyle:
         clean = encode(self.teacher, enhanced(x) if self.enhance else x)
         sampler = scheduler(DDIMScheduler, self.teacher, self.steps)
         times = sampler.timesteps.tolist()
-        prompts = spelled(self.prompt, self.words, captions)
-        cond, null = self.teacher.encode_prompts([*prompts, *[""] * len(prompts)]).chunk(2)
-        noise = guided(lambda *row: self.joined(clean, *row), cond, null, self.guidance)
+        cond, null = conditions(self.teacher, self.prompt, captions, words=self.words)
+        noise = prompted(lambda *row: self.joined(clean, *row), cond, null, self.guidance)
         z_t = sampler.add_noise(clean, noise_like(clean, seeds), torch.tensor(times[:1]))
         return decode(self.teacher, denoise(noise, sampler, z_t, times), content)
 

@@ -21,23 +21,21 @@ from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
 from smsff.baselines.diffusion import (
     at_working_size,
+    conditions,
     controlled,
     decode,
     denoise,
     encode,
-    guided,
     hooked,
     invert,
     load_controlnet,
+    prompted,
     scheduler,
-    spelled,
 )
 from smsff.errors import UserError
 from smsff.teacher.base.source import Source, local_first
 from smsff.teacher.stable_diffusion import StableDiffusionTeacher
-
-ENCODER_PLACES = ("", "models/image_encoder")
-"""Where a folder or repository has the image encoder: alone, or as that of the IP-Adapters has it."""
+from smsff.weights.pipeline import PARTS
 
 
 class InstantStylePlus:
@@ -49,7 +47,7 @@ class InstantStylePlus:
         adapter: Weights of an IP-Adapter as the pipelines of diffusers take them.
         image_encoder: That of the IP-Adapter.
         content_scale, style_scale, control_scale: Factors on what the two IP-Adapters and the ControlNet add.
-        prompt: What it is asked for, with {caption}.
+        prompt: Of the wanted picture, with {caption}.
         negative: The other prompt of the guidance.
         steps: Of DDIM, each way.
         guidance: Classifier-free guidance on the way back.
@@ -101,8 +99,7 @@ class InstantStylePlus:
         """See `Baseline`; there is no noise to seed."""
         assert style is not None
         teacher, x = self.teacher, at_working_size(content, self.resolution, self.teacher)
-        prompts = spelled(self.prompt, "", captions)
-        cond, null = teacher.encode_prompts([*prompts, *[self.negative] * len(prompts)]).chunk(2)
+        cond, null = conditions(teacher, self.prompt, captions, negative=self.negative)
         shown = [self.embedded(content), self.embedded(style)]
 
         def add(args: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -115,10 +112,10 @@ class InstantStylePlus:
         with hooked(teacher.unet, add):
             self.pipeline.set_ip_adapter_scale([0.0, 0.0])
             inverse = scheduler(DDIMInverseScheduler, teacher, self.steps)
-            z_t = invert(guided(teacher.base, cond), inverse, encode(teacher, x))[times[0]]
+            z_t = invert(prompted(teacher.base, cond), inverse, encode(teacher, x))[times[0]]
             self.pipeline.set_ip_adapter_scale(self.scales)
             with controlled(teacher.unet, self.network, x, self.control_scale):
-                noise = guided(teacher.base, cond, null, self.guidance)
+                noise = prompted(teacher.base, cond, null, self.guidance)
                 z = denoise(noise, sampler, z_t, times)
         return decode(teacher, z, content)
 
@@ -186,9 +183,9 @@ def load_image_encoder(name: str) -> CLIPVisionModelWithProjection:
         UserError: It is not there.
     """
     source = Source(name, "baseline.image_encoder")
-    folder = source.folder
-    alone = folder is not None and (folder / "config.json").is_file()
-    place = ENCODER_PLACES[0 if alone else 1]
+    alone, inside = PARTS["image_encoder"][2]
+    found = source.folder is not None and (source.folder / "config.json").is_file()
+    place = (alone if found else inside).rstrip("/")
     network = local_first(
         source,
         place,

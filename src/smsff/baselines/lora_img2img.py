@@ -10,13 +10,13 @@ from torch import Tensor
 
 from smsff.baselines.diffusion import (
     at_working_size,
+    conditions,
     decode,
     denoise,
     encode,
-    guided,
     noise_like,
+    prompted,
     scheduler,
-    spelled,
 )
 from smsff.teacher.stable_diffusion import StableDiffusionTeacher
 
@@ -26,7 +26,7 @@ class LoraImg2Img:
 
     Args:
         teacher: Base and LoRA.
-        prompt, words: What it is asked for, with {words} and {caption}.
+        prompt, words: Of the wanted picture, with {words} and {caption}.
         negative: The other prompt of the guidance.
         strength: Share of the steps that are taken: 0 is the photo, 1 begins with noise alone.
         steps: Of DDIM, for a strength of 1.
@@ -63,7 +63,7 @@ class LoraImg2Img:
         z_t = encode(self.teacher, x)
         if times:
             z_t = sampler.add_noise(z_t, noise_like(z_t, seeds), torch.tensor(times[:1]))
-        prompts = spelled(self.prompt, self.words, captions)
-        cond, null = self.teacher.encode_prompts([*prompts, *[self.negative] * len(prompts)], style=True).chunk(2)
-        z = denoise(guided(self.score, cond, null, self.guidance), sampler, z_t, times)
+        prompts = {"words": self.words, "negative": self.negative}
+        cond, null = conditions(self.teacher, self.prompt, captions, **prompts, style=True)
+        z = denoise(prompted(self.score, cond, null, self.guidance), sampler, z_t, times)
         return decode(self.teacher, z, content)

@@ -22,6 +22,7 @@ from smsff.baselines import Baseline
 from smsff.build import build
 from smsff.config.check import check_config, check_text
 from smsff.config.trust import find_target
+from smsff.device import chosen_device
 from smsff.errors import UserError
 from smsff.weights.compose import composed, find_conf
 from smsff.weights.doctor import missing_weights
@@ -76,10 +77,7 @@ def device_of(plain: Mapping[str, Any]) -> torch.device:
     Raises:
         UserError: It asks for CUDA, and there is none.
     """
-    there = torch.cuda.is_available()
-    if plain["device"] == "cuda" and not there:
-        raise UserError("device=cuda: torch finds no CUDA device")
-    return torch.device("cuda" if plain["device"] != "cpu" and there else "cpu")
+    return chosen_device(plain["device"], "device=")
 
 
 def stylized(

@@ -24,8 +24,8 @@ from smsff.baselines.diffusion import (
     decode,
     denoise,
     encode,
-    guided,
     invert,
+    prompted,
     scheduler,
 )
 from smsff.errors import UserError
@@ -126,4 +126,4 @@ class StyleID:
 
     def _empty(self, rows: int) -> Noise:
         """The base's noise under the empty prompt."""
-        return guided(self.teacher.base, self.teacher.encode_prompts([""]).expand(rows))
+        return prompted(self.teacher.base, self.teacher.encode_prompts([""]).expand(rows))

@@ -16,7 +16,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         epilog="Exit status: 0 every row is whole, 1 a row lacks something (it says what), 2 bad usage.",
     )
     command.set_defaults(run=run)
-    command.add_argument("plan", metavar="PLAN", type=Path, help="such as conf/compare/paper_main.yaml")
+    command.add_argument("plan", metavar="PLAN", type=Path, help="such as benchmarks/paper_main.yaml")
     command.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="keys of the plan, such as content=photos")
     command.add_argument("--out", metavar="DIR", type=Path, help="default: outputs/ and the name of the plan")
     command.add_argument("--rows", metavar="ROW", nargs="+", help="some rows of the plan")
@@ -31,38 +31,31 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 def run(arguments: argparse.Namespace) -> int:
     """Make, measure, print, write; returns the exit status."""
-    import torch
-
     from smsff.compare.methods import Setting
     from smsff.compare.plan import read_plan
     from smsff.compare.run import Measuring, compare
     from smsff.data.images import printable
+    from smsff.device import chosen_device
     from smsff.errors import UserError
     from smsff.metrics.networks import parse_paths
     from smsff.report.comparison import write_comparison
     from smsff.report.evaluate import choose_groups, load_networks
     from smsff.weights.compose import find_conf
 
-    if arguments.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch finds no CUDA device")
+    device = chosen_device(arguments.device)
     plan = read_plan(arguments.plan, arguments.overrides)
     out = (arguments.out or Path("outputs") / arguments.plan.stem).resolve()
     rows = arguments.rows or list(plan.rows)
     if unknown := [row for row in rows if row not in plan.rows]:
         raise UserError(f"--rows: there is no row {unknown[0]}; there are {', '.join(plan.rows)}")
-    asked = argparse.Namespace(
-        figures=arguments.figures, style=plan.style_pictures, prompt=plan.prompt, truth=plan.truth
-    )
-    groups, missing = choose_groups(asked)
+    given = {"style": plan.style_pictures, "prompt": plan.prompt, "truth": plan.truth}
+    groups, needs = choose_groups(arguments.figures, given)
     keys = {"style": "style_pictures"}
-    missing = {
-        group: f"needs {keys.get(why.removeprefix('needs --'), why.removeprefix('needs --'))} in the plan"
-        for group, why in missing.items()
-    }
+    missing = {group: f"needs {keys.get(name, name)} in the plan" for group, name in needs.items()}
     networks, found, absent = load_networks(
         groups, parse_paths(arguments.weights), required=arguments.figures is not None
     )
-    networks.to(torch.device(arguments.device))
+    networks.to(device)
     measuring = Measuring(
         groups=[group for group in groups if group not in absent],
         networks=networks,

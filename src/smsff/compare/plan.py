@@ -59,7 +59,7 @@ class Plan:
 
     Attributes:
         title: Heading of the report.
-        note: Said below the heading of the table.
+        note: Stands below the heading of the table.
         content: Folder of photos.
         val: Folder of photos on which candidates are chosen.
         short_side: To which the photos are resized, in pixels; None keeps their size.

@@ -7,12 +7,12 @@ import json
 import shutil
 import statistics
 import sys
-from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -28,7 +28,7 @@ from smsff.errors import UserError
 from smsff.metrics.evaluation import Networks
 from smsff.metrics.networks import Found
 from smsff.metrics.pairs import set_sha256
-from smsff.report.evaluate import PROTOCOL, measured
+from smsff.report.evaluate import PROTOCOL, Sources, measured
 from smsff.training.callbacks.summary import write_json
 
 SETS = {"artfid", "fid", "kid"}
@@ -146,18 +146,19 @@ def evaluated(setting: Setting, job: Job, part: str, measuring: Measuring) -> di
         return None
     style, truth = (filled(path, job.style, setting.out) for path in (plan.style_pictures, plan.truth))
     prompt = plan.prompt and plan.prompt.replace("{words}", words_of(setting.conf, job.style))
-    question = {"results": pictures, "content": content, "style": style, "truth": truth, "prompt": prompt}
+    sources = Sources(results=pictures, content=content, style=style, truth=truth, prompt=prompt)
     sets = [set_sha256(find_images(path)) if path else None for path in (content, style, truth)]
     hashes = {name: item.sha256 for name, item in measuring.found.items()}
-    asked = json.dumps([PROTOCOL, set_sha256(results), sets, prompt, list(measuring.groups), hashes])
-    key, file = hashlib.sha256(asked.encode()).hexdigest(), job.folder / f"{part}_evaluation.json"
+    inputs = json.dumps([PROTOCOL, set_sha256(results), sets, prompt, list(measuring.groups), hashes])
+    key, file = hashlib.sha256(inputs.encode()).hexdigest(), job.folder / f"{part}_evaluation.json"
     if file.is_file() and (kept := json.loads(file.read_text()))["key"] == key:
         return dict(kept)
     few = len(results) < 2 or (style is not None and len(find_images(style)) < 2)
     left = dict.fromkeys(SETS.intersection(measuring.groups) if few else (), "needs two images on each side")
     groups = [group for group in measuring.groups if group not in left]
-    arguments = Namespace(**question, against=[], device=setting.device)
-    found = measured(arguments, groups, measuring.networks, measuring.found, {**measuring.missing, **left})
+    missing = {**measuring.missing, **left}
+    device = torch.device(setting.device)
+    found = measured(sources, groups, measuring.networks, measuring.found, missing, device=device)
     write_json(file, {**found, "key": key})
     return found
 

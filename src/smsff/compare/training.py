@@ -22,6 +22,7 @@ from smsff.errors import UserError
 from smsff.stylize.export import export_checkpoint
 from smsff.stylize.model_files import WEIGHTS
 from smsff.training.checkpoints import read_checkpoint
+from smsff.training.run_folder import SUMMARY, finished
 from smsff.weights.compose import composed
 from smsff.weights.doctor import missing_weights
 
@@ -35,12 +36,12 @@ def train(folder: Path, overrides: Sequence[str], conf: Path) -> tuple[float, fl
     Raises:
         UserError: weights are missing, with the command that fetches them, or the training has failed.
     """
-    asked = [override for override in overrides if not override.startswith(("data.", "seed="))]
-    if problems := missing_weights(composed(conf, overrides), asked):
+    named = [override for override in overrides if not override.startswith(("data.", "seed="))]
+    if problems := missing_weights(composed(conf, overrides), named):
         raise UserError("; ".join(problems))
     started = any((folder / "checkpoints").glob("*.ckpt"))
     memory = folder / "memory.json"
-    if not (started and _metrics(folder).get("status") == "finished"):
+    if not (started and finished(folder) is not None):
         if not started:
             shutil.rmtree(folder, ignore_errors=True)  # interrupted before its first checkpoint
         folder.mkdir(parents=True, exist_ok=True)
@@ -55,7 +56,7 @@ def train(folder: Path, overrides: Sequence[str], conf: Path) -> tuple[float, fl
             except KeyboardInterrupt:  # it was interrupted too, and saves a checkpoint
                 process.wait()
                 raise
-        if os.waitstatus_to_exitcode(status) or _metrics(folder).get("status") != "finished":
+        if os.waitstatus_to_exitcode(status) or finished(folder) is None:
             lines = (folder / "train.log").read_text(errors="replace").splitlines()
             errors = [line for line in lines if line.startswith("error: ")] or lines
             raise UserError(f"the training failed: {errors[-1] if errors else ''} ({printable(folder)}/train.log)")
@@ -65,7 +66,7 @@ def train(folder: Path, overrides: Sequence[str], conf: Path) -> tuple[float, fl
 
 
 def _metrics(folder: Path) -> dict[str, Any]:
-    path = folder / "metrics.json"
+    path = folder / SUMMARY
     return json.loads(path.read_text()) if path.is_file() else {}
 
 

@@ -218,7 +218,7 @@ ARGUMENTS: dict[str, Key] = {
     "teacher.vae": Key("another auto-encoder than the base's: folder, hub id or single file; null: its own"),
     "teacher.prediction_type": Key("what the base predicts; null: as the checkpoint says"),
     "teacher.shift": Key("of a flow: noise over signal at each t, times that of Stable Diffusion's grid", GAMMA),
-    "teacher.guidance": Key("of a flow: what a guidance-distilled transformer (FLUX.1 dev) is told", WEIGHT),
+    "teacher.guidance": Key("of a flow: the guidance input of a guidance-distilled transformer (FLUX.1 dev)", WEIGHT),
     "teacher.quantise": Key(
         "of a flow: frozen weights in int8 (torchao) or nf4 (bitsandbytes); null: in teacher.dtype"
     ),
@@ -331,7 +331,7 @@ ARGUMENTS: dict[str, Key] = {
     "baseline.resolution": Key("pictures are worked on at about resolution^2 pixels, in their own shape", PIXELS),
     "baseline.steps": Key("of DDIM", Range(1, 1000)),
     "baseline.guidance": Key("classifier-free guidance; 1: conditional only", WEIGHT),
-    "baseline.prompt": Key("what is asked for; may have {words} and {caption}, that of the photo"),
+    "baseline.prompt": Key("of the wanted picture; may have {words} and {caption}, that of the photo"),
     "baseline.words": Key("the value of {words}"),
     "baseline.negative": Key("the other prompt of the guidance"),
     "baseline.strength": Key("of img2img, the share of the steps: 0 is the photo, 1 begins with noise alone", SHARE),

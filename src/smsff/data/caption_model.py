@@ -22,6 +22,7 @@ from torch import Tensor
 from smsff.atomic import write_atomically
 from smsff.data.captions import METADATA, TABLES, read_captions
 from smsff.data.images import ImageError, find_images, load_image, printable
+from smsff.device import chosen_device
 from smsff.errors import UserError
 
 BEGINNING = b'{"file_name": "'
@@ -92,9 +93,7 @@ def load_captioner(name: str, *, device: str = "auto") -> Captioner:
     """
     from transformers import AutoConfig, BlipForConditionalGeneration, BlipProcessor
 
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch finds no CUDA device")
-    place = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    place = chosen_device(device)
     where: dict[str, Any] = {"local_files_only": True}
     try:
         try:

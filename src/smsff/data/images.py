@@ -158,7 +158,7 @@ def _warn_of_folder(error: OSError) -> None:
 def walk(root: Path, *, onerror: Callable[[OSError], None] | None = None) -> Iterator[str]:
     """Names of all files below a folder, relative and with forward slashes; links and hidden ones as in `list_images`.
 
-    ``onerror`` is told of a folder that cannot be listed.
+    ``onerror`` is called with the error of a folder that cannot be listed.
     """
     seen: set[str] = set()
     for folder, below, names in os.walk(root, followlinks=True, onerror=onerror):

@@ -61,7 +61,7 @@ PROMPTS: dict[str, tuple[str, ...]] = {
     "pastel": ("a pastel painting", "turn it into a pastel painting"),
     "": ("",),
 }
-"""What the base model is told about a picture of each kind; "" is the empty prompt of guidance."""
+"""The prompts of a picture of each kind; "" is the empty prompt of guidance."""
 
 LORA_TARGETS = [
     "to_q",

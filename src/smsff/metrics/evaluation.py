@@ -81,7 +81,12 @@ class Evaluator:
     """
 
     def __init__(
-        self, groups: Sequence[str], networks: Networks, *, prompt: str | None = None, device: str = "cpu"
+        self,
+        groups: Sequence[str],
+        networks: Networks,
+        *,
+        prompt: str | None = None,
+        device: str | torch.device = "cpu",
     ) -> None:
         self.groups, self.networks, self.prompt, self.device = frozenset(groups), networks, prompt, torch.device(device)
         self.min_side = max([MIN_SIDES.get(group, 1) for group in groups], default=1)

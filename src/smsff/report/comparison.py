@@ -71,7 +71,7 @@ def _styles(content: Mapping[str, Any]) -> list[str]:
 def _messages(content: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
     rows = content["rows"].items()
     chosen = [
-        f"{name}: {', '.join(f'{c} {_spelled(score, 2)}' for c, score in row['validation'].items())}; "
+        f"{name}: {', '.join(f'{c} {_number(score, 2)}' for c, score in row['validation'].items())}; "
         f"{row['candidate']} was taken"
         for name, row in rows
         if row["validation"]
@@ -86,7 +86,7 @@ def _messages(content: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
     return [(heading, lines) for heading, lines in found.items() if lines]
 
 
-def _spelled(value: float | None, decimals: int) -> str:
+def _number(value: float | None, decimals: int) -> str:
     return "–" if value is None else f"{value:.{decimals}f}"
 
 
@@ -111,7 +111,7 @@ def _table(content: Mapping[str, Any], title: str, styles: Sequence[str]) -> Tab
         cells = [_figure(seeds, key, KINDS[key].decimals, row["paper"].get(key)) for key in keys]
         for key, (_, unit, decimals) in COSTS.items():
             values = [one[key] * unit for part in seeds for one in part if one[key] is not None]
-            cells.append(Cell(text=_spelled(statistics.fmean(values) if values else None, decimals)))
+            cells.append(Cell(text=_number(statistics.fmean(values) if values else None, decimals)))
         without = row["method"] in ("nothing", "pictures")
         state = "missing" if row["missing"] else "none needed" if without else "there"
         composite = cells[keys.index("composite")].value if "composite" in keys else None
@@ -145,16 +145,17 @@ def _figure(seeds: Sequence[Sequence[Mapping[str, Any]]], key: str, decimals: in
     notes = [f"± {statistics.stdev(values):.{decimals}f}, {len(values)} seeds"] if len(values) > 1 else []
     notes += [] if paper is None else [f"({paper:.3f})"]
     value = statistics.fmean(values) if values else None
-    return Cell(text=_spelled(value, decimals), value=value, note=" ".join(notes))
+    return Cell(text=_number(value, decimals), value=value, note=" ".join(notes))
 
 
 def _galleries(content: Mapping[str, Any], folder: Path) -> list[Gallery]:
     """For each style and photo: the photo, then every row's picture of its first seed, side by side."""
     found: dict[str, dict[str, Source]] = {}
+    several = len(_styles(content)) > 1
     for record in content["records"]:
         if content["rows"][record["row"]]["method"] == "nothing":  # the photo again
             continue
-        title = f"{record['style']}, {record['photo']}" if len(_styles(content)) > 1 else str(record["photo"])
+        title = f"{record['style']}, {record['photo']}" if several else str(record["photo"])
         photo = Source(path=folder / content["photos"].get(record["photo"], ""), alt=f"{title}: photo")
         source = Source(path=folder / record["picture"], alt=f"{title}: {record['row']}")
         found.setdefault(title, {"photo": photo} if photo.path.is_file() else {}).setdefault(record["row"], source)

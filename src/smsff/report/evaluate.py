@@ -10,12 +10,15 @@ import argparse
 import contextlib
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from smsff.errors import UserError
 
 if TYPE_CHECKING:
+    import torch
+
     from smsff.metrics.evaluation import Evaluation, Networks
     from smsff.metrics.networks import Found
     from smsff.metrics.pairs import Pairing
@@ -24,7 +27,21 @@ PROTOCOL = 1
 """Version of the pre-processing in docs/reference/metrics.md; results of different versions are not to be compared."""
 FILE = "evaluation.json"
 SCALE_RATIO = 1.5
+INPUTS = ("style", "prompt", "truth")
+"""What a group of figures may need beside results and content."""
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """What is measured, as `add_command` describes it."""
+
+    results: Path
+    content: Path
+    style: Path | None = None
+    truth: Path | None = None
+    against: Sequence[Path] = ()
+    prompt: str | None = None
 
 
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -56,16 +73,23 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure, print, write; returns the exit status."""
-    import torch  # here and below: --help should not wait for torch
-
+    from smsff.device import chosen_device  # here and below: --help should not wait for torch
     from smsff.metrics.networks import parse_paths
 
-    if arguments.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch finds no CUDA device")
+    device = chosen_device(arguments.device)
     out = arguments.out or arguments.results.with_name(arguments.results.resolve().name + "-evaluation")
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file; it must be a folder")
-    groups, missing = choose_groups(arguments)
+    sources = Sources(
+        results=arguments.results,
+        content=arguments.content,
+        style=arguments.style,
+        truth=arguments.truth,
+        against=arguments.against,
+        prompt=arguments.prompt,
+    )
+    groups, needs = choose_groups(arguments.figures, {name: getattr(sources, name) for name in INPUTS})
+    missing = {group: f"needs --{name}" for group, name in needs.items()}
     networks, found, absent = load_networks(
         groups, parse_paths(arguments.weights), required=arguments.figures is not None
     )
@@ -73,65 +97,68 @@ def run(arguments: argparse.Namespace) -> int:
     groups = [group for group in groups if group not in absent]
     if not groups:
         raise UserError("nothing can be measured: " + "; ".join(f"{name}: {why}" for name, why in missing.items()))
-    networks.to(torch.device(arguments.device))
-    content = measured(arguments, groups, networks, found, missing, skip=out)
+    networks.to(device)
+    content = measured(sources, groups, networks, found, missing, device=device, skip=out)
     write(out, content)
     return 1 if content["left_out"] else 0
 
 
 def measured(
-    arguments: argparse.Namespace,
+    sources: Sources,
     groups: Sequence[str],
     networks: Networks,
     found: Mapping[str, Found],
     missing: Mapping[str, str],
     *,
+    device: torch.device,
     skip: Path | None = None,
 ) -> dict[str, Any]:
     """The content of evaluation.json.
 
     Args:
-        arguments: With results, content, style, truth, against, prompt and device of the command.
+        groups, networks, found: What is measured, as `choose_groups` and `load_networks` give it.
+        missing: Why other groups are not.
+        device: Where the networks are.
         skip: Pictures below this folder are no results.
     """
     from smsff.data.images import find_images
     from smsff.metrics.evaluation import Evaluator
     from smsff.metrics.pairs import pair_up
 
-    pairing = pair_up(arguments.results, arguments.content, truth=arguments.truth, rivals=arguments.against, skip=skip)
-    style = find_images(arguments.style) if arguments.style else []
-    if arguments.style and not style:
-        raise UserError(f"--style {arguments.style}: there are no images in it")
-    evaluator = Evaluator(groups, networks, prompt=arguments.prompt, device=arguments.device)
+    pairing = pair_up(sources.results, sources.content, truth=sources.truth, rivals=sources.against, skip=skip)
+    style = find_images(sources.style) if sources.style else []
+    if sources.style and not style:
+        raise UserError(f"--style {sources.style}: there are no images in it")
+    evaluator = Evaluator(groups, networks, prompt=sources.prompt, device=device)
     evaluator.measure_pairs(_progress(pairing.pairs, "measuring the pairs"))
     style_groups = {"artfid", "fid", "kid", "clip"} & set(groups)
     style_count = evaluator.measure_style(_progress(style, "measuring the style set")) if style_groups else 0
     evaluation = evaluator.finish(style_count)
     evaluation.left_out = pairing.left_out | evaluation.left_out
-    return record(arguments, evaluation, pairing, style, found, missing)
+    return record(sources, evaluation, pairing, style, found, missing)
 
 
-def choose_groups(arguments: argparse.Namespace) -> tuple[list[str], dict[str, str]]:
-    """The groups of figures to measure, and why others cannot be: by what was given, not by what is installed.
+def choose_groups(figures: str | None, given: Mapping[str, object]) -> tuple[list[str], dict[str, str]]:
+    """The groups of figures to measure, and for each other one the input it needs: whatever is installed.
+
+    Args:
+        figures: Names of groups, separated by commas; None for all.
+        given: Each of `INPUTS`, None where there is none.
 
     Raises:
         UserError: ``--figures`` names an unknown one, or one for which something is not given.
     """
     from smsff.metrics.figures import GROUPS
 
-    chosen = [name.strip() for name in arguments.figures.split(",")] if arguments.figures else list(GROUPS)
+    chosen = [name.strip() for name in figures.split(",")] if figures else list(GROUPS)
     if unknown := [name for name in chosen if name not in GROUPS]:
         raise UserError(
             f"--figures: there is no {unknown[0] or 'figure without a name'}; there are {', '.join(GROUPS)}"
         )
     needs = {"artfid": "style", "fid": "style", "kid": "style", "pickscore": "prompt", "truth": "truth"}
-    absent = {
-        group: f"needs --{option}"
-        for group, option in needs.items()
-        if group in chosen and getattr(arguments, option) is None
-    }
-    if arguments.figures and absent:
-        raise UserError("--figures: " + "; ".join(f"{group} {reason}" for group, reason in absent.items()))
+    absent = {group: name for group, name in needs.items() if group in chosen and given[name] is None}
+    if figures and absent:
+        raise UserError("--figures: " + "; ".join(f"{group} needs --{name}" for group, name in absent.items()))
     return [group for group in dict.fromkeys(chosen) if group not in absent], absent
 
 
@@ -171,7 +198,7 @@ def load_networks(
 
 
 def record(
-    arguments: argparse.Namespace,
+    sources: Sources,
     evaluation: Evaluation,
     pairing: Pairing,
     style: Sequence[Path],
@@ -191,15 +218,15 @@ def record(
     measured = set(evaluation.names)
     pairs = [pair for pair in pairing.pairs if pair.name in measured]
     sets: dict[str, Any] = {
-        "results": {"folder": folder(arguments.results), "images": len(pairs)},
-        "content": {"folder": folder(arguments.content), "images": len(pairs)},
+        "results": {"folder": folder(sources.results), "images": len(pairs)},
+        "content": {"folder": folder(sources.content), "images": len(pairs)},
     }
-    if style:
-        sets["style"] = {"folder": folder(arguments.style), "images": len(style), "sha256": set_sha256(style)}
-    if arguments.truth:
-        sets["truth"] = {"folder": folder(arguments.truth), "images": len(pairs)}
-    if arguments.against:
-        sets["against"] = [folder(path) for path in arguments.against]
+    if sources.style:
+        sets["style"] = {"folder": folder(sources.style), "images": len(style), "sha256": set_sha256(style)}
+    if sources.truth:
+        sets["truth"] = {"folder": folder(sources.truth), "images": len(pairs)}
+    if sources.against:
+        sets["against"] = [folder(path) for path in sources.against]
     networks = {
         key: {"path": folder(item.path), "sha256": item.sha256, "published": item.published}
         for key, item in found.items()
@@ -208,7 +235,7 @@ def record(
         "smsff": __version__,
         "protocol": PROTOCOL,
         "sets": sets,
-        "prompt": arguments.prompt,
+        "prompt": sources.prompt,
         "figures": as_json(evaluation.figures),
         "notes": notes(pairing, style, found),
         "not_measured": dict(missing),

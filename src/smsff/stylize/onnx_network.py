@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from smsff.data.images import printable
-from smsff.errors import UserError, shown
+from smsff.errors import UserError, first_line, shown
 
 ONNX = "model.onnx"
 MAX_BYTES = 2**31 - 1
@@ -66,7 +66,7 @@ class OnnxNetwork(nn.Module):
         try:
             (result,) = self.session.run(None, {"image": image.contiguous().numpy()})
         except Exception as error:  # its exceptions have no common class but this
-            raise RuntimeError(f"ONNX Runtime failed: {_first_line(error)}") from error
+            raise RuntimeError(f"ONNX Runtime failed: {first_line(error)[:300]}") from error
         stylized = torch.from_numpy(np.asarray(result))
         if stylized.shape != image.shape or stylized.dtype != image.dtype:
             raise RuntimeError(f"the model makes {tuple(stylized.shape)} of a picture {tuple(image.shape)}")
@@ -96,7 +96,7 @@ def load_onnx(path: Path) -> OnnxNetwork:
     except UserError:
         raise
     except Exception as error:  # protobuf's own, which it has several names for
-        raise UserError(f"{source}: cannot be read as ONNX: {_first_line(error)}") from error
+        raise UserError(f"{source}: cannot be read as ONNX: {first_line(error)[:300]}") from error
     try:
         _check_model(model)
         _check_growth(model)
@@ -114,7 +114,7 @@ def load_onnx(path: Path) -> OnnxNetwork:
     except UserError as error:
         raise UserError(f"{source}: not a model written by export.py: {error}") from error
     except Exception as error:  # as above
-        raise UserError(f"{source}: cannot be run: {_first_line(error)}") from error
+        raise UserError(f"{source}: cannot be run: {first_line(error)[:300]}") from error
     if not bool(torch.isfinite(tried).all()):
         raise UserError(f"{source}: its result has values that are not finite; the model is damaged")
     return network
@@ -208,7 +208,3 @@ def _check_tensor(tensor: Any) -> None:
 def _number(facts: dict[str, str], key: str) -> int | None:
     text = facts.get(key, "")
     return int(text) if text.isascii() and text.isdigit() and len(text) < 8 and 0 < int(text) <= MAX_RADIUS else None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:300]

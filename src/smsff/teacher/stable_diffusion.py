@@ -24,7 +24,7 @@ from smsff.teacher.base.components import (
     settle_prediction,
 )
 from smsff.teacher.base.pipeline_config import FAMILY_NAMES, PipelineConfig
-from smsff.teacher.base.skeleton import networks, spelled
+from smsff.teacher.base.skeleton import network_sizes, networks
 from smsff.teacher.base.source import Source
 from smsff.teacher.condition import Condition
 from smsff.teacher.flow.prompts import FlowPrompts
@@ -241,7 +241,7 @@ def load_stable_diffusion(
 
     for one, settled in configs:
         found = networks(settled, dtype=dtype, vae=one is source)
-        logger.info("%s (%s): %s", one, FAMILY_NAMES[settled.family], spelled(found))
+        logger.info("%s (%s): %s", one, FAMILY_NAMES[settled.family], network_sizes(found))
     loaded = [_load_network(one, config, settings, getattr(torch, dtype)) for one, config in configs]
     (unet, prompts), (style_unet, style_prompts) = loaded[0], loaded[-1]
     autoencoder = load_vae(own or source, configs[0][1], alone=own is not None)

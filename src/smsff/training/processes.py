@@ -104,7 +104,7 @@ def end_main() -> None:
 
 
 def end_workers() -> None:
-    """Kill the loader workers that are left: Python waits for ever for one that hangs or is deaf to SIGTERM."""
+    """Kill the loader workers that are left: Python waits for ever for one that hangs or ignores SIGTERM."""
     for worker in multiprocessing.active_children():
         worker.kill()
 

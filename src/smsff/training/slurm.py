@@ -60,8 +60,8 @@ def evicted(number: signal.Signals) -> bool:
         return False
     if number.name in EVICTION:
         return True
-    told = dict(re.findall(r"(JobState|StartTime|PreemptTime)=(RUNNING|\d\S*)", _scontrol("show", "job").stdout))
-    return "JobState" in told and told.get("PreemptTime", "") > told.get("StartTime", "")
+    job = dict(re.findall(r"(JobState|StartTime|PreemptTime)=(RUNNING|\d\S*)", _scontrol("show", "job").stdout))
+    return "JobState" in job and job.get("PreemptTime", "") > job.get("StartTime", "")
 
 
 def requeue(number: signal.Signals) -> None:

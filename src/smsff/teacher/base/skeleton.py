@@ -59,7 +59,7 @@ def networks(
     ]
 
 
-def spelled(found: Iterable[Network]) -> str:
+def network_sizes(found: Iterable[Network]) -> str:
     """In words, ``U-Net 860 M parameters, 1.7 GB (bfloat16); ...``."""
     return "; ".join(
         f"{n.name} {n.parameters / 1e6:.0f} M parameters, {n.bytes / 1e9:.2f} GB ({n.dtype})" for n in found

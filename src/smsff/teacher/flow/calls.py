@@ -1,8 +1,8 @@
 """The call of each family's transformer.
 
-Each function takes the network, z_s (B, C, h, w) with even sides, s (B,) in [0, 1], a condition of B rows, and what a
-guidance-distilled network is told, and returns the velocity (B, C, h, w), a prediction of noise - z. The families
-differ in the scale of their time, in the order of the latents, and in the shape of the prompts.
+Each function takes the network, z_s (B, C, h, w) with even sides, s (B,) in [0, 1], a condition of B rows, and the
+guidance input of a guidance-distilled network, and returns the velocity (B, C, h, w), a prediction of noise - z. The
+families differ in the scale of their time, in the order of the latents, and in the shape of the prompts.
 """
 
 from __future__ import annotations
@@ -28,7 +28,14 @@ def flux1(net: Any, z: Tensor, s: Tensor, cond: Condition, guidance: float) -> T
     places = torch.cartesian_prod(*(torch.arange(n, device=z.device, dtype=z.dtype) for n in (1, rows, columns)))
     prompt = {"encoder_hidden_states": cond.tokens, "pooled_projections": cond.pooled}
     ids = {"img_ids": places, "txt_ids": z.new_zeros(cond.tokens.shape[1], 3)}
-    out = net(hidden_states=pack(z), timestep=s, guidance=_told(net, s, guidance), **prompt, **ids, return_dict=False)
+    out = net(
+        hidden_states=pack(z),
+        timestep=s,
+        guidance=_guidance_input(net, s, guidance),
+        **prompt,
+        **ids,
+        return_dict=False,
+    )
     return unpack(out[0], rows)
 
 
@@ -39,8 +46,8 @@ def klein(net: Any, z: Tensor, s: Tensor, cond: Condition, guidance: float) -> T
         name: torch.cartesian_prod(*(torch.arange(n, device=z.device) for n in sizes))
         for name, sizes in (("img_ids", (1, rows, columns, 1)), ("txt_ids", (1, 1, 1, cond.tokens.shape[1])))
     }
-    told = {"guidance": _told(net, s, guidance), "encoder_hidden_states": cond.tokens}
-    return unpack(net(hidden_states=pack(z), timestep=s, **told, **ids, return_dict=False)[0], rows)
+    inputs = {"guidance": _guidance_input(net, s, guidance), "encoder_hidden_states": cond.tokens}
+    return unpack(net(hidden_states=pack(z), timestep=s, **inputs, **ids, return_dict=False)[0], rows)
 
 
 def zimage(net: Any, z: Tensor, s: Tensor, cond: Condition, guidance: float) -> Tensor:
@@ -67,5 +74,5 @@ def unpack(tokens: Tensor, rows: int) -> Tensor:
     return F.pixel_shuffle(tokens.transpose(1, 2).unflatten(2, (rows, -1)), 2)
 
 
-def _told(net: Any, s: Tensor, guidance: float) -> Tensor | None:
+def _guidance_input(net: Any, s: Tensor, guidance: float) -> Tensor | None:
     return torch.full_like(s, guidance) if net.config.guidance_embeds else None

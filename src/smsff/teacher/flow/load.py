@@ -50,7 +50,7 @@ def load_flow(
         lora_text: without effect, for no LoRA adapts these text encoders; what a file has for them is left out and
             counted in the report.
         shift: k of `NoiseSchedule.shifted`, on the grid of Stable Diffusion.
-        guidance: what a guidance-distilled transformer (FLUX.1 dev) is told; others have no such input.
+        guidance: input of a guidance-distilled transformer (FLUX.1 dev); others have none.
         dtype: of transformer and text encoders, not float16. The auto-encoder stays in float32.
         quantise: store the transformer's frozen weights in fewer bits, after the LoRA is beside them.
         gradient_checkpointing, revision, variant, local_files_only: as in `load_stable_diffusion`.

@@ -1,0 +1,22 @@
+"""Where to compute, as a command or a key says it."""
+
+from __future__ import annotations
+
+import torch
+
+from smsff.errors import UserError
+
+
+def chosen_device(choice: str, key: str = "--device ") -> torch.device:
+    """``cpu``, ``cuda``, or ``auto``: a GPU if there is one.
+
+    Args:
+        key: The option or key that has the choice, up to its value, for the message.
+
+    Raises:
+        UserError: CUDA is wanted, and there is none.
+    """
+    there = torch.cuda.is_available()
+    if choice == "cuda" and not there:
+        raise UserError(f"{key}cuda: torch finds no CUDA device")
+    return torch.device("cuda" if choice != "cpu" and there else "cpu")
