@@ -60,11 +60,7 @@ class Setting:
 
 
 def open_method(setting: Setting, job: Job) -> Method:
-    """What makes the pictures of a job.
-
-    Raises:
-        UserError: something is missing; the message says how to come by it.
-    """
+    """What makes the pictures of a job; UserError if something is missing, with how to come by it."""
     row, plan = setting.plan.rows[job.row], setting.plan
     own = row.candidates[job.candidate]
     if row.method == "nothing":
@@ -135,11 +131,7 @@ def _baseline(setting: Setting, job: Job, words: Sequence[str]) -> Method:
 
 @lru_cache
 def words_of(conf: Path, style: str) -> str:
-    """The words of a style.
-
-    Raises:
-        UserError: there is no such style.
-    """
+    """The words of a style; UserError if there is no such style."""
     return str(composed(conf, [f"style={style}"])["style"]["words"])
 
 

@@ -47,10 +47,7 @@ class Measuring:
 
 def prepare(plan: Plan, root: Path, folder: Path) -> list[Photo]:
     """The photos of the comparison, resized and cropped as the plan says, with their captions, in one folder.
-
-    Raises:
-        UserError: there are none, or the folder holds those of another comparison.
-    """
+    UserError if there are none, or the folder holds those of another comparison."""
     found = find_images(root)
     if not found:
         raise UserError(f"{printable(root)}: there are no images in it")
@@ -87,11 +84,7 @@ def save(image: Image.Image, path: Path) -> None:
 
 
 def claim(setting: Setting, job: Job) -> None:
-    """Note what a job's folder holds.
-
-    Raises:
-        UserError: it holds pictures that were made in another way.
-    """
+    """Note what a job's folder holds; UserError if it holds pictures that were made in another way."""
     row = setting.plan.rows[job.row]
     made = {row.method: getattr(row, row.method), "candidate": row.candidates[job.candidate]}
     if row.method in ("train", "per_image"):

@@ -72,10 +72,7 @@ def _metrics(folder: Path) -> dict[str, Any]:
 
 def trained_network(folder: Path, overrides: Sequence[str], conf: Path) -> Path:
     """Train a network in FOLDER/run and export it; the folder of the export. The checkpoints are removed.
-
-    Raises:
-        UserError: see `train`.
-    """
+    UserError as in `train`."""
     export = folder / "export"
     if not (export / WEIGHTS).is_file():
         train(folder / "run", overrides, conf)

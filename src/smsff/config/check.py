@@ -105,10 +105,7 @@ def type_name(kind: Any) -> str:
 
 def check_value(value: Any, kind: Any, key: str) -> None:
     """Check a value against an annotation, and a node without a ``_target_`` against the dataclass it stands for.
-
-    Raises:
-        UserError: wrong type, or an unknown or missing key in the node.
-    """
+    UserError for a wrong type, or an unknown or missing key in the node."""
     if not fits(value, kind):
         raise UserError(f"{key}={shown(value)}: must be {type_name(kind)}")
     if dataclasses.is_dataclass(kind) and "_target_" not in value:
@@ -163,10 +160,7 @@ def check_arguments(
 
 def check_targets(node: Any, prefix: str) -> None:
     """Check every node with a ``_target_`` in a tree of plain containers against what it names.
-
-    Raises:
-        UserError: a target that its place does not have, or arguments that it does not take.
-    """
+    UserError for a target that its place does not have, or arguments that it does not take."""
     if isinstance(node, Mapping):
         if "_target_" in node:
             target = find_target(node, prefix)
@@ -181,11 +175,8 @@ def check_targets(node: Any, prefix: str) -> None:
 
 
 def check_text(node: Any, key: str = "") -> None:
-    """Refuse text that would be a reference the next time it is read (``\\${...}``), or that no file name can hold.
-
-    Raises:
-        UserError: names the key.
-    """
+    """Refuse text that would be a reference the next time it is read (``\${...}``), or that no file name can hold.
+    UserError, which names the key."""
     if isinstance(node, Mapping):
         for name, value in node.items():
             check_text(str(name), f"{key}.{name!r}" if key else repr(name))
@@ -202,10 +193,7 @@ def check_text(node: Any, key: str = "") -> None:
 
 def resolve(cfg: DictConfig) -> dict[str, Any]:
     """The configuration as plain containers, every reference followed and the user's own paths absolute.
-
-    Raises:
-        UserError: a key that must be given has no value, or a reference leads nowhere or to what it may not read.
-    """
+    UserError if a key that must be given has no value, or a reference leads nowhere or to what it may not read."""
     limit_resolvers()
     try:
         missing = sorted(str(key) for key in OmegaConf.missing_keys(cfg))
@@ -229,11 +217,7 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
 
 
 def check_config(plain: Mapping[str, Any]) -> None:
-    """Names, types and ranges of a whole configuration; no weights, no data.
-
-    Raises:
-        UserError: names the key.
-    """
+    """Names, types and ranges of a whole configuration; no weights, no data. UserError, which names the key."""
     check_arguments(TASKS.get(plain.get("task", ""), TrainConfig), plain, "")
     check_targets(plain, "")
     check_ranges(plain)

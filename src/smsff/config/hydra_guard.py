@@ -83,10 +83,7 @@ def install() -> None:
 
 def check_search_path(primary: Any) -> None:
     """Whether the search path of a primary configuration has folders alone: a package is imported to be searched.
-
-    Raises:
-        UserError: names the entry.
-    """
+    UserError, which names the entry."""
     entries = OmegaConf.select(primary, "hydra.searchpath") if OmegaConf.is_dict(primary) else None
     for entry in entries or []:
         name = str(entry)

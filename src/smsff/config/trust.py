@@ -188,11 +188,7 @@ def limit_resolvers() -> None:
 
 
 def asset(name: str) -> str:
-    """Path of a file that comes with the package.
-
-    Raises:
-        UserError: the name leads out of the package.
-    """
+    """Path of a file that comes with the package; UserError if the name leads out of the package."""
     path = (ASSETS / name).resolve()
     if ASSETS.resolve() not in (path, *path.parents):
         raise UserError(f"${{asset:{name}}}: lies outside the package")

@@ -31,10 +31,7 @@ BEGINNING = b'{"file_name": "'
 
 def run(arguments: argparse.Namespace) -> int:
     """Caption the folder; the exit status is 0 when all is done, 1 when some pictures could not be read.
-
-    Raises:
-        UserError: no folder, no images in it, malformed captions, or no such model.
-    """
+    UserError if there are no images or no such model, or captions are malformed."""
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     root = Path(arguments.folder).expanduser()
@@ -87,10 +84,7 @@ class Captioner:
 
 def load_captioner(name: str, *, device: str = "auto") -> Captioner:
     """A BLIP model from a folder or the hub; what is on this machine already is not downloaded.
-
-    Raises:
-        UserError: no such model, or one of another kind.
-    """
+    UserError if there is no such model, or it is of another kind."""
     from transformers import AutoConfig, BlipForConditionalGeneration, BlipProcessor
 
     place = chosen_device(device)
@@ -155,10 +149,7 @@ def _read(images: Iterable[Path], console: Console) -> Iterator[tuple[Path, Tens
 
 def _drop_cut_lines(paths: Iterable[Path]) -> None:
     """Remove a last line without its end, which a machine that lost power leaves; everything else is left as it is.
-
-    Raises:
-        UserError: a file in another encoding than that of the lines that will be added.
-    """
+    UserError for a file in another encoding than that of the lines that will be added."""
     for path in set(paths):
         if not path.is_file():
             continue

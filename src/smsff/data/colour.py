@@ -27,10 +27,7 @@ def srgb_profile() -> bytes:
 
 def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     """A picture of mode L, RGB, CMYK or LAB as RGB in sRGB.
-
-    Raises:
-        ProfileError: If the profile is damaged, or for pictures of another kind.
-    """
+    ProfileError if the profile is damaged, or for pictures of another kind."""
     if not profile and image.mode != "LAB":
         return image.convert("RGB")
     transform = conversion(profile or b"", image.mode)
@@ -42,11 +39,7 @@ def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
 
 @lru_cache(maxsize=8)
 def conversion(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """How pictures of a mode with this profile become sRGB; None if they are.
-
-    Raises:
-        ProfileError: See `to_srgb`.
-    """
+    """How pictures of a mode with this profile become sRGB; None if they are. ProfileError as in `to_srgb`."""
     try:
         if mode == "LAB":
             source, wanted = ImageCms.createProfile("LAB"), "LAB"

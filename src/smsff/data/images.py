@@ -175,10 +175,7 @@ def walk(root: Path, *, onerror: Callable[[OSError], None] | None = None) -> Ite
 
 def image_size(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """Width and height of the upright picture, from the header, without decoding.
-
-    Raises:
-        ImageError: If the file is missing, empty, not an image, or has more than ``max_pixels``.
-    """
+    ImageError if the file is missing, empty, not an image, or has more than ``max_pixels``."""
     try:
         _check_file(path)
         with _open(path, max_pixels) as image:
@@ -192,11 +189,7 @@ def image_size(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int, 
 
 
 def load_image(path: str | Path, *, max_pixels: int = MAX_PIXELS, data: bytes | None = None) -> Tensor:
-    """`read_picture` laid over white: RGB (3, H, W) uint8.
-
-    Raises:
-        ImageError: See `read_picture`.
-    """
+    """`read_picture` laid over white: RGB (3, H, W) uint8; ImageError as in `read_picture`."""
     return read_picture(path, max_pixels=max_pixels, metadata=False, data=data).on_white()
 
 

@@ -87,10 +87,7 @@ class NoiseSchedule(nn.Module):
 
     def shifted(self, k: float) -> NoiseSchedule:
         """The grid with noise over signal k times as large at every t: s becomes k s / (1 + (k - 1) s).
-
-        Raises:
-            UserError: k is not above 0.
-        """
+        UserError if k is not above 0."""
         if not k > 0:
             raise UserError(f"teacher.shift={k} must be above 0 (1: no shift)")
         ab = self._exact[1]

@@ -226,11 +226,7 @@ class Evaluator:
         self.sums[side] = self.sums.get(side, torch.zeros(1)) + embeddings.double().sum(0).cpu()
 
     def finish(self, style_count: int) -> Evaluation:
-        """The figures of everything that was measured.
-
-        Raises:
-            UserError: nothing could be measured.
-        """
+        """The figures of everything that was measured; UserError if nothing could be measured."""
         result = self.result
         if not result.names:
             name, reason = next(iter(result.left_out.items()))

@@ -109,11 +109,7 @@ def candidates(file: NetworkFile) -> list[Path]:
 
 
 def parse_paths(options: Sequence[str]) -> dict[str, Path]:
-    """``KEY=PATH`` of the command line.
-
-    Raises:
-        UserError: not of that form, an unknown key, or nothing there.
-    """
+    """``KEY=PATH`` of the command line; UserError for another form, an unknown key, or a path where nothing is."""
     paths = {}
     for option in options:
         key, separator, path = option.partition("=")

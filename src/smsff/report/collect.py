@@ -45,10 +45,7 @@ def is_run(folder: Path) -> bool:
 
 def expand(folders: Sequence[Path]) -> list[Path]:
     """The runs: the folders themselves, or, of a sweep's folder, the runs one or two levels below, in order of names.
-
-    Raises:
-        UserError: a folder is missing, or holds no run.
-    """
+    UserError if a folder is missing, or holds no run."""
     found: list[Path] = []
     for folder in folders:
         if not folder.is_dir():
@@ -83,11 +80,7 @@ def short_names(folders: Sequence[Path]) -> list[str]:
 
 
 def collect(folders: Sequence[Path]) -> list[Entry]:
-    """One entry for each folder.
-
-    Raises:
-        UserError: see `expand`.
-    """
+    """One entry for each folder; UserError as in `expand`."""
     runs = expand(folders)
     share = max(1, len(runs) // 3)  # of many runs fewer pictures each
     return [_entry(folder, name, share) for folder, name in zip(runs, short_names(runs), strict=True)]

@@ -112,10 +112,7 @@ class PowerTimesteps:
 
 def check_bands(edges: Sequence[int], num_steps: int) -> None:
     """Whether the edges of bands of t ascend from 0 or more to `num_steps` or less.
-
-    Raises:
-        UserError: they do not, or there are fewer than two.
-    """
+    UserError if they do not, or there are fewer than two."""
     ascending = len(edges) > 1 and all(a < b for a, b in pairwise(edges))
     if not ascending or edges[0] < 0 or edges[-1] > num_steps:
         raise UserError(f"held_out.bands={list(edges)}: ascending edges between 0 and {num_steps} are needed")

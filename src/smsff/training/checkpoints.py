@@ -67,10 +67,7 @@ class Found:
 
 def write_checkpoint(content: Mapping[str, Any], path: Path) -> None:
     """Write aside in the same folder, sync, rename, sync the folder: a crash leaves the old file or the new one.
-
-    Raises:
-        OSError: the file cannot be written; what was there before is untouched.
-    """
+    OSError if the file cannot be written; what was there before is untouched."""
     import torch
 
     buffer = io.BytesIO()  # in memory first: torch's own writer ends the process when the disk is full
@@ -190,11 +187,7 @@ def named(path: Path, key: str) -> str:
 
 
 def intact(path: Path, key: str) -> Path:
-    """The path, if its file is whole.
-
-    Raises:
-        UserError: the file is missing or damaged.
-    """
+    """The path, if its file is whole; UserError if the file is missing or damaged."""
     if not path.is_file():
         raise UserError(f"{named(path, key)}: there is no such file")
     reason = damage(path)

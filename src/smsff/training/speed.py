@@ -79,10 +79,7 @@ class Speed:
 
 def check_compiler(parts: Sequence[str]) -> None:
     """Compile next to nothing: what fails does so within seconds, before weights are sent and pictures read.
-
-    Raises:
-        UserError: it fails.
-    """
+    UserError if it fails."""
     x = torch.ones(1, device="cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.compile(torch.neg, backend=BACKEND)(x)

@@ -65,10 +65,7 @@ def ask_hub(
     timeout: float = 20.0,
 ) -> Remote:
     """The needed files of a repository with sizes and hashes; arguments as of `needed_files`.
-
-    Raises:
-        UserError: no network, no such repository or revision, no access, or no pipeline.
-    """
+    UserError if there is no network, no such repository or revision, no access, or no pipeline."""
     from huggingface_hub import HfApi
 
     try:

@@ -121,11 +121,7 @@ def settle_prediction(
 
 
 def load_unet(source: Source, config: PipelineConfig, dtype: torch.dtype) -> UNet2DConditionModel:
-    """The U-Net in `dtype`.
-
-    Raises:
-        UserError: if weights are missing.
-    """
+    """The U-Net in `dtype`; UserError if weights are missing."""
     if source.file is not None:
         return single_file.load_unet(source, config, dtype)
     unet, info = local_first(

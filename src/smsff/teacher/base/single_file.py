@@ -100,10 +100,7 @@ def file_config(source: Source, given: PipelineConfig | None, *, vae: bool = Tru
 
 def check_vae_file(source: Source, config: PipelineConfig) -> None:
     """Hold the auto-encoder of a single file, which may have nothing else, against the pipeline's configuration.
-
-    Raises:
-        UserError: if the file has none, or one of another shape.
-    """
+    UserError if the file has none, or one of another shape."""
     shapes, _ = _header(source)
     _check_part(_vae_part(config, shapes), shapes, source)
 
@@ -198,10 +195,7 @@ def _convert_text(raw: Tensors, *, skeleton: Any, prefix: str, with_level: bool)
 
 def _fitted(part: _Part, raw: Tensors, source: Source) -> Tensors:
     """The network's tensors from those of the file, in their dtype there.
-
-    Raises:
-        UserError: if some are missing or of another shape.
-    """
+    UserError if some are missing or of another shape."""
     try:
         tensors = part.convert(raw) if raw else {}
     except (KeyError, IndexError, RuntimeError) as error:  # of the conversion, which takes a complete file for granted

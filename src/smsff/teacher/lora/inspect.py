@@ -84,10 +84,7 @@ class LoraInfo:
 
 def inspect_lora(path: str | Path) -> LoraInfo:
     """Read the header of a LoRA file (names, shapes and notes; no weights).
-
-    Raises:
-        UserError: if the file is missing, broken, not a ``.safetensors`` file, or no LoRA.
-    """
+    UserError if the file is missing, broken, not a ``.safetensors`` file, or no LoRA."""
     return describe(read_header(path))
 
 
@@ -127,10 +124,7 @@ def rank_of(layer: LayerKeys, shapes: Mapping[str, tuple[int, ...]]) -> int | No
 
 def refuse_text_alone(info: LoraInfo) -> None:
     """Refuse a file that changes text encoders alone: a style is a change of the U-Net.
-
-    Raises:
-        UserError: there is no layer of the U-Net in it.
-    """
+    UserError if there is no layer of the U-Net in it."""
     if UNET not in info.layers:
         names = " and ".join(part.replace("_", " ") for part in info.layers)
         raise UserError(

@@ -58,11 +58,7 @@ class BadSteps(pl.Callback):
             self.note(guard.outcomes(wait=True), trainer, pl_module)
 
     def note(self, outcomes: list[Outcome], trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Report outcomes.
-
-        Raises:
-            RunError: too many skipped steps in a row; the last checkpoint is written.
-        """
+        """Report outcomes; RunError after too many skipped steps in a row, with a checkpoint written."""
         for outcome in outcomes:
             self.total = outcome.total
             if not outcome.skipped:
