@@ -175,7 +175,7 @@ def check_targets(node: Any, prefix: str) -> None:
 
 
 def check_text(node: Any, key: str = "") -> None:
-    """Refuse text that would be a reference the next time it is read (``\${...}``), or that no file name can hold.
+    r"""Refuse text that would be a reference the next time it is read (``\${...}``), or that no file name can hold.
     UserError, which names the key."""
     if isinstance(node, Mapping):
         for name, value in node.items():

@@ -156,7 +156,11 @@ class TrainConfig(AnyTraining):
         float, Key("average of the generator's weights, for samples and export; reached gradually, 0: none", DECAY)
     ]
     grid_jitter: Annotated[
-        int, Key("pictures are encoded at a random offset below this, in pixels; 1: none", Range(1, 256))
+        int,
+        Key(
+            "pictures are encoded at a random offset below this in pixels, or strides print a pattern; 1: none",
+            Range(1, 256),
+        ),
     ]
     pullback: Annotated[
         Literal["encoder", "decoder"], Key("by whose gradient a step in latent space reaches the picture")
@@ -278,13 +282,16 @@ ARGUMENTS: dict[str, Key] = {
     "data.path": Key("the picture; null: a bundled photo"),
     "data.crop_size": Key("side in pixels of a crop", PIXELS),
     "data.batch_size": Key("images in a step, of each process", PIXELS),
-    "data.num_workers": Key("loader processes; 0: images are loaded in the training process", Range(0, 1024)),
+    "data.num_workers": Key(
+        "loader processes; 0: the training process loads; in the presets by the cores, at most 4", Range(0, 1024)
+    ),
     "data.val_fraction": Key("share of the images held out, by hash of the name", DECAY),
     "data.default_caption": Key("for images without a caption"),
     "data.caption": Key("of the picture"),
     "data.flip": Key("mirror half of the images"),
     "data.scale": Key(
-        "side of the window cut, as a fraction of the largest that fits: from, to", Range(0, 1, open_low=True)
+        "side of the window, as a fraction of the largest that fits: from, to; [0.01, 0.01] keeps the image's own pixels",
+        Range(0, 1, open_low=True),
     ),
     "data.enlarge": Key("how many times larger than in the image a pixel of a crop may at most be", Range(1, 100)),
     "data.cache_mb": Key("keep decoded images in memory if they need no more than this", WEIGHT),
@@ -303,10 +310,12 @@ ARGUMENTS: dict[str, Key] = {
     "data.max_held_out": Key("held-out pictures that are measured", COUNT),
     "data.degraded": Key("inputs made to look like photos, to be denoised to the style all the same"),
     "data.degraded.share": Key("of the samples", SHARE),
-    "data.degraded.tones": Key("how far brightness and contrast are changed", SHARE),
+    "data.degraded.tones": Key("how far brightness and contrast are changed; 0 for a style that leaves them", SHARE),
     "data.degraded.texture_root": Key("photos whose texture is put on; null: the bundled textures"),
     "data.prior": Key("prior preservation"),
-    "data.prior.root": Key("folder of pictures of the same things without the style"),
+    "data.prior.root": Key(
+        "folder of pictures of the same things without the style, best made by the base; null: none"
+    ),
     "data.prior.caption": Key("of those without a caption"),
     "lora.rank": Key("of the LoRA on the U-Net", RANK),
     "lora.alpha": Key("of the LoRA, whose factor is alpha / rank", ALPHA),
