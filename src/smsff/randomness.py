@@ -30,10 +30,8 @@ def keyed_generator(seed: int, stream: str, iteration: int, position: int) -> to
     """A fresh CPU generator for one key.
 
     Args:
-        seed: The seed of the run.
         stream: Name of the purpose ("crop", "noise", ...); different names give independent draws.
         iteration: Iteration (micro-batch) number, or any other counter such as the epoch.
-        position: Position in the global batch.
     """
     return torch.Generator().manual_seed(keyed_seed(seed, stream, iteration, position))
 

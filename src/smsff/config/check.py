@@ -121,9 +121,6 @@ def check_arguments(
     """Check the keys and values of one node against a signature.
 
     Args:
-        target: A class, dataclass or function.
-        values: Plain containers.
-        prefix: Key of the node, for messages.
         partial: Missing arguments are all right, they come later.
 
     Raises:
@@ -227,13 +224,7 @@ def check_config(plain: Mapping[str, Any]) -> None:
 
 def check_style_files(plain: Mapping[str, Any]) -> None:
     """Whether the local files of a style are there.
-
-    Args:
-        plain: The whole configuration.
-
-    Raises:
-        UserError: says which file is missing, where to get it and where to put it.
-    """
+    UserError, which says which file is missing, where to get it and where to put it."""
     style, known, base = plain["style"], plain["weights"], plain["style"].get("base")
     for lora in lora_paths(plain["teacher"].get("lora")):
         if not Path(lora).expanduser().is_file():

@@ -93,14 +93,7 @@ def check_search_path(primary: Any) -> None:
 
 def check_hydra(cfg: DictConfig, overrides: Sequence[str]) -> None:
     """Refuse a composed configuration whose ``hydra`` node would run code, set variables or write elsewhere.
-
-    Args:
-        cfg: With its ``hydra`` node.
-        overrides: Those that it was composed with.
-
-    Raises:
-        UserError: names the key.
-    """
+    UserError, which names the key."""
     hydra = OmegaConf.to_container(cfg, resolve=False).get("hydra", {})  # type: ignore[union-attr]
     if not isinstance(hydra, Mapping):
         raise _refusal("hydra", hydra, "must be a node")

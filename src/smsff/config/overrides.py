@@ -64,11 +64,7 @@ def prepared(arguments: Sequence[str]) -> list[str]:
 
 
 def no_option(word: str, following: Sequence[str] = ()) -> UserError:
-    """What to say of a word that begins with a dash and is no option: most are keys.
-
-    Args:
-        following: The words after it.
-    """
+    """What to say of a word that begins with a dash and is no option: most are keys."""
     key, equal, value = word.lstrip("-").partition("=")
     if not equal and following and not following[0].startswith("-") and "=" not in following[0]:
         equal, value = "=", following[0]

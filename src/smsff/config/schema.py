@@ -290,7 +290,7 @@ ARGUMENTS: dict[str, Key] = {
     "data.caption": Key("of the picture"),
     "data.flip": Key("mirror half of the images"),
     "data.scale": Key(
-        "side of the window, as a fraction of the largest that fits: from, to; [0.01, 0.01] keeps the image's own pixels",
+        "side of the window, as a fraction of the largest that fits: from, to; [0.01, 0.01] keeps own pixels",
         Range(0, 1, open_low=True),
     ),
     "data.enlarge": Key("how many times larger than in the image a pixel of a crop may at most be", Range(1, 100)),

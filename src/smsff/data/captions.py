@@ -66,7 +66,6 @@ def read_captions(root: Path, images: Sequence[str], *, problems: Problems | Non
     no image has exactly may also differ in case, in the composition of its letters (NFC, NFD) or by backslashes.
 
     Args:
-        root: The folder that was searched.
         images: Names as from `list_images`, of those that can be read.
         problems: Takes what there is to say. Without it the first that is ``wrong`` is raised, and the rest logged.
 

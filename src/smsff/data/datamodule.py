@@ -52,9 +52,7 @@ class BatchDraws(Sampler[list[Draw]]):
     def __init__(self, *, batch_size: int, batches: int, rank: int, start: Callable[[], int] = lambda: 0) -> None:
         """
         Args:
-            batch_size: Of this process.
             batches: Length of one pass of the training loop, which is what ``len`` says also after resuming.
-            rank: Of this process.
             start: Gives the first iteration; called when the loop begins, for a loader is built before Lightning has
                 restored its counters.
         """
@@ -192,25 +190,9 @@ class ImageDataModule(LightningDataModule):
         max_unreadable_share: float = 0.1,
         worker_timeout: float = 600,
     ) -> None:
-        """Scan the folder. The ranges of the options are those of ``smsff.config``, which checks them first.
+        """Scan the folder; the arguments are the keys of ``data`` (docs/reference/keys.md).
 
-        Args:
-            root: Folder of images; None for the bundled photos.
-            crop_size: Side of the training crops in pixels.
-            batch_size: Of each process.
-            steps: Optimizer steps of the training. The loader is one long epoch of ``steps`` batches, times the
-                trainer's ``accumulate_grad_batches``.
-            num_workers, worker_timeout: Loader processes, and seconds to wait for a batch of one before the run stops.
-            val_fraction: Share of the images, by hash of the name, kept for validation. Not used for bundled photos.
-            default_caption: For images without a caption.
-            flip: Mirror half of the crops.
-            scale: Range of the side of the crop window as a fraction of the image's shorter side.
-            enlarge: How many times larger than in the image a pixel of a crop may at most be.
-            seed: Of the order and the crops.
-            cache_mb: Keep the decoded images in memory if they need at most so many MB, in each process.
-            val_max_side: Validation images are scaled down to this length of the longer side.
-            max_pixels: Images with more pixels are left out, by their header: a small file can claim to be any size.
-            max_unreadable_share: Share of images, or captions, that cannot be read above which the run stops.
+        The loader is one long epoch of ``steps`` batches, times the trainer's ``accumulate_grad_batches``.
 
         Raises:
             UserError: For a folder without images, or with too many that cannot be read; names the key.

@@ -14,7 +14,6 @@ class DataState:
 
     Attributes:
         fingerprint: Hash of names, sizes and captions of the training images, in their order.
-        images: How many there are.
         global_batch: Samples of one micro-batch on all processes together.
         micro_batches: Of one optimizer step.
     """

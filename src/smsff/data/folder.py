@@ -49,9 +49,7 @@ class ImageFolder:
     The folder may also hold shards of another (`smsff.data.shards`): then everything is as in that one.
 
     Attributes:
-        root: The folder.
         names: The images, relative to the folder and with forward slashes.
-        captions: One for each image.
         captioned: For each image, whether that caption is its own and not the default.
         sizes: (width, height) of each image as it is shown, by its header.
         others: Pictures of kinds that are not read.

@@ -46,10 +46,7 @@ class ResNetGenerator(nn.Module):
     It does not start as the identity, and instance norm over the whole image makes every pixel depend on every other,
     so tiles do not add up to the whole image (`receptive_radius` is None).
 
-    Args:
-        width: channels at full resolution; four times as many in the blocks.
-        blocks: residual blocks at a quarter of the resolution.
-        antialias: sizes are changed as in CUT, else by strides as in CycleGAN.
+    There are ``width`` channels at full resolution, and four times as many in the blocks at a quarter of it.
     """
 
     space = "image"

@@ -9,7 +9,7 @@ picture by the difference; the encoder then needs no backward pass.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -22,34 +22,8 @@ from smsff.training.speed import without_autocast
 Pullback = Literal["encoder", "decoder"]
 
 
-class Canvas(Protocol):
-    """The two spaces behind one face; `offset` (B, 2) moves a picture before it is encoded, see `translate`."""
-
-    @property
-    def needs_encoder(self) -> bool: ...
-
-    @property
-    def needs_decoder(self) -> bool: ...
-
-    def input(self, x: Tensor) -> Tensor:
-        """What the generator is given for pictures x (B, 3, H, W)."""
-        ...
-
-    def encode(self, y: Tensor, offset: Tensor) -> Tensor:
-        """Latents (B, C, h, w) of what the generator was given or returned, differentiable."""
-        ...
-
-    def output_loss(self, loss: Tensor, z: Tensor, y: Tensor, offset: Tensor) -> Tensor:
-        """A scalar loss of z = encode(y, offset), in a form whose gradient reaches the generator's output y."""
-        ...
-
-    def picture(self, network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """The network's result for x as a picture (B, 3, H, W) in [-1, 1]."""
-        ...
-
-
 class PixelCanvas:
-    """For generators that map pictures to pictures."""
+    """For generators that map pictures to pictures; `offset` (B, 2) moves a picture before it is encoded."""
 
     needs_encoder = True
 
@@ -61,9 +35,11 @@ class PixelCanvas:
         return self.pullback == "decoder"
 
     def input(self, x: Tensor) -> Tensor:
+        """What the generator is given for pictures x (B, 3, H, W)."""
         return x
 
     def encode(self, y: Tensor, offset: Tensor) -> Tensor:
+        """Latents (B, C, h, w) of what the generator was given or returned, differentiable."""
         if self.pullback == "encoder" or not y.requires_grad:
             return self.latent.encode(translate(y, offset))
         with torch.no_grad():
@@ -71,6 +47,7 @@ class PixelCanvas:
         return z.requires_grad_()
 
     def output_loss(self, loss: Tensor, z: Tensor, y: Tensor, offset: Tensor) -> Tensor:
+        """A scalar loss of z = encode(y, offset), in a form whose gradient reaches the generator's output y."""
         if self.pullback == "encoder":
             return loss
         (gradient,) = torch.autograd.grad(loss, z)
@@ -79,11 +56,12 @@ class PixelCanvas:
         return latent_surrogate(translate(y, offset), decoded_step(self.latent.decode, z.detach(), step, size)).mean()
 
     def picture(self, network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """The network's result for x as a picture (B, 3, H, W) in [-1, 1]."""
         return network(x).clamp(-1, 1)
 
 
 class LatentCanvas:
-    """For a generator of the latents of one picture, which is encoded once."""
+    """As `PixelCanvas`, for a generator of the latents of one picture, which is encoded once."""
 
     needs_encoder = False
     needs_decoder = True

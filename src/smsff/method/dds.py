@@ -14,12 +14,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from smsff.method.gradient import (
-    GradientWeight,
-    Noised,
-    Scores,
-    gradient_weight,
-)
+from smsff.method.gradient import GradientWeight, Noised, Scores, gradient_weight
 
 Reference = Literal["base", "style"]
 
@@ -34,13 +29,8 @@ def edit_direction(
 
 @dataclass(frozen=True, kw_only=True)
 class DeltaDenoising:
-    """
-    Attributes:
-        weight: w(t), see `gradient_weight`.
-        style_guidance, source_guidance: Guidance scales of the two predictions; the source has one for both.
-        reference: Which model sees the source. The publication has one model and two prompts, which is ``style``; with
-            ``base`` the style LoRA is in the difference too.
-    """
+    """The publication has one model and two prompts, which is ``reference="style"``; with ``base`` the style LoRA is in
+    the difference too."""
 
     needs_fake: ClassVar[bool] = False
 

@@ -34,9 +34,7 @@ def batch_scores(teacher: Teacher, fake: Score | None, cond: Conditions, *, shar
     """The four scores with the prompts of a batch filled in.
 
     Args:
-        teacher: The frozen base and style scores.
         fake: The score that is trained online, if the objective needs one.
-        cond: Prompt embeddings of the batch.
         share: Leave the fake's prediction with its graph, and t, in ``shared``, for the fake's own loss.
     """
     seen: dict[str, Tensor] = {}

@@ -54,13 +54,10 @@ def draw(u: Tensor, low: int, high: int, *, per: Per, grid: Grid) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Uniform:
-    """t ~ U(t_min, t_max) at every iteration (the paper's "random t" row).
+    """t ~ U(t_min, t_max), both included, at every iteration (the paper's "random t" row).
 
-    Attributes:
-        t_min, t_max: bounds, both included. The paper does not state them; the default is the 2 % to 98 % of SDS.
-        per: ``sample`` one t for each sample, ``batch`` one for all: that of u[0]. (Give every process the u of
-            position 0 to have one t in the whole global batch.)
-        grid: ``all`` timesteps, or the ``odd`` ones, t = 2 k + 1.
+    The paper does not state the bounds; the default is the 2 % to 98 % of SDS. With ``per="batch"`` all samples have
+    the t of u[0]: give every process the u of position 0 to have one t in the whole global batch.
     """
 
     t_min: int = 20
@@ -86,7 +83,6 @@ class Narrowing(Uniform):
     """
 
     def bounds(self, iteration: int, total: int) -> tuple[int, int]:
-        """Smallest and largest t that can be drawn."""
         if self.grid == "odd":
             last = narrowed_index(iteration, total, self.t_min // 2, (self.t_max + 1) // 2)
             return self.t_min, 2 * last + 1
@@ -95,18 +91,12 @@ class Narrowing(Uniform):
 
 @dataclass(frozen=True, kw_only=True)
 class Dropping(Uniform):
-    """t ~ U(t_min, t_max), then from a share of the run on t ~ U(t_min, t_max_late) (ProlificDreamer).
-
-    Attributes:
-        t_max_late: upper bound afterwards, if t_max is not less.
-        drop_at: share of the run, in [0, 1], after which it counts. The authors' code has step 5000 of 25000.
-    """
+    """t ~ U(t_min, t_max), then from the share ``drop_at`` of the run on t ~ U(t_min, t_max_late) (ProlificDreamer)."""
 
     t_max_late: int = 500
     drop_at: float = 0.2
 
     def bounds(self, iteration: int, total: int) -> tuple[int, int]:
-        """Smallest and largest t that can be drawn."""
         return self.t_min, min(self.t_max, self.t_max_late) if iteration >= self.drop_at * total else self.t_max
 
 
@@ -118,7 +108,6 @@ class Annealing(Uniform):
     """
 
     def bounds(self, iteration: int, total: int) -> tuple[int, int]:
-        """The one t of this iteration, twice."""
         progress = min(max(iteration, 0) / max(total - 1, 1), 1.0)
         t = round(self.t_max - progress * (self.t_max - self.t_min))
         t = t // 2 * 2 + 1 if self.grid == "odd" else t

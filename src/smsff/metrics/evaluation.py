@@ -50,7 +50,6 @@ class Evaluation:
     Attributes:
         figures: By name, in the order of `KINDS`.
         columns: Numbers of each pair by figure, in the order of `names`; nan where a pair has none.
-        names: The pairs that were measured.
         left_out: Reason by file, of pairs and style pictures that could not be measured.
     """
 

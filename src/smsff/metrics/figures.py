@@ -15,12 +15,9 @@ class Kind:
     """What a figure is.
 
     Attributes:
-        title: Heading.
         group: What ``--figures`` calls it, together with its relatives.
-        better: Direction.
         reliable: Number of pictures (of the smaller side) from which on it is worth stating.
         why: What is wrong with it below that number.
-        decimals: In tables.
     """
 
     title: str
@@ -82,7 +79,6 @@ class Figure:
     """One number with what it rests on.
 
     Attributes:
-        value: The number.
         count: Pictures on the side of the results.
         references: Pictures on the other side where that is a set (FID, KID, CLIP to the style set).
         error: Standard error, where there is a way to tell it.

@@ -27,7 +27,6 @@ class NetworkFile:
         name: File name, or hub id.
         size: Bytes; of a model of the hub the published size, rounded.
         source: Address of a file; a model of the hub is found by its name.
-        sha256: Of a file.
     """
 
     key: str

@@ -18,8 +18,6 @@ class Pair:
     """One result and what it is compared with.
 
     Attributes:
-        name: Relative name of the result.
-        result, content: The pictures.
         truth: Its true stylization, where that is known.
         rivals: The same content by other methods, one file for each of their folders; None where it has none.
         caption: Of the content picture; empty without one.

@@ -97,9 +97,7 @@ class Entry:
     Attributes:
         name: Short and different from those of the other folders.
         kind: "training run", "evaluation" or "comparison".
-        facts: Label and value.
         settings: The configuration by dotted keys; `config` is its text.
-        curves: By figure.
         known_style: The style's name and the table of `smsff.metrics.table`, measured on the test photos.
         figures: Of an evaluation, as in evaluation.json.
         messages: What limits the figures: heading and lines.

@@ -117,8 +117,6 @@ def measured(
 
     Args:
         groups, networks, found: What is measured, as `choose_groups` and `load_networks` give it.
-        missing: Why other groups are not.
-        device: Where the networks are.
         skip: Pictures below this folder are no results.
     """
     from smsff.data.images import find_images

@@ -29,7 +29,6 @@ def write_report(path: str | Path, runs: Sequence[str | Path], *, title: str | N
     """Write the report and return its path.
 
     Args:
-        path: The HTML file; its folder is made as needed.
         runs: Folders of training runs (train.py), of evaluations (``smsff evaluate``), or of sweeps of such.
         title: Heading; made from the names if not given.
         limit: Most bytes of all pictures in the page.

@@ -35,11 +35,7 @@ def grouped_warnings(figures: Mapping[str, Mapping[str, Any]]) -> list[tuple[str
 
 
 def evaluation_markdown(content: Mapping[str, Any]) -> str:
-    """The figures with counts, warnings and everything that limits them.
-
-    Args:
-        content: As in evaluation.json.
-    """
+    """The figures with counts, warnings and everything that limits them."""
     sets = content["sets"]
     lines = [f"# Evaluation of {escape(sets['results']['folder'])}", ""]
     for name, entry in sets.items():

@@ -19,17 +19,11 @@ from smsff.teacher.trainable import add_lora, checkpointing
 
 @dataclass(frozen=True, kw_only=True)
 class LoraOptions:
-    """Size and places of the LoRA; the adapted weight is W + alpha / rank * up @ down.
+    """Size and places of the LoRA, the keys of ``lora``; the adapted weight is W + alpha / rank * up @ down.
 
-    Attributes:
-        rank, alpha: Of the U-Net's adapters.
-        target_modules: Layers of the U-Net, by the ends of their names; linear layers and convolutions.
-        merged: Train through the sum of the weights instead of through layers beside them: the same function, twice as
-            fast where the network is small beside its pictures. Needs float32 weights and no gradient checkpointing.
-        text_rank: Of the adapters on the text encoders; 0 leaves those alone, and they are freed after the prompts.
-        text_alpha, text_modules: As above, of the text encoders.
-        gradient_checkpointing: Recompute the U-Net's activations in the backward pass.
-        seed: Of the down matrices at the start.
+    ``merged`` trains through the sum of the weights instead of through layers beside them: the same function, twice as
+    fast where the network is small beside its pictures. It needs float32 weights and no gradient checkpointing. With
+    ``text_rank=0`` the text encoders are left alone, and freed after the prompts.
     """
 
     rank: int = 16

@@ -31,7 +31,7 @@ def bucket_shapes(*, resolution: int, stride: int, max_aspect: float) -> list[Sh
     Raises:
         UserError: `resolution` is no multiple of `stride`.
     """
-    if stride < 1 or resolution < stride or resolution % stride:
+    if resolution % stride:
         raise UserError(f"data.resolution={resolution}: must be a multiple of data.stride={stride}")
     side = resolution // stride
     pairs = {(side, side)}
@@ -54,10 +54,6 @@ class Buckets:
     In a pass of ``count`` iterations a bucket of n pictures comes n times, in an order of that pass, and each time
     brings the next ``global_batch`` pictures of its own endless shuffle. So after a pass every picture has come exactly
     ``global_batch`` times, whatever the sizes of the buckets.
-
-    Attributes:
-        shapes: Shape of each bucket that has pictures.
-        members: Indices of its pictures.
     """
 
     def __init__(self, sizes: Sequence[tuple[int, int]], shapes: Sequence[Shape], *, seed: int) -> None:
@@ -65,7 +61,6 @@ class Buckets:
         Args:
             sizes: (width, height) of every picture, as it is shown.
             shapes: The shapes to choose from (`bucket_shapes`).
-            seed: Of all orders.
         """
         chosen = [nearest_bucket(size, shapes) for size in sizes]
         used = sorted(set(chosen))

@@ -42,11 +42,6 @@ class Degraded:
 
     A LoRA that has only seen its style has nothing to say about photos: there img2img and distillation begin. A large
     base that has learnt what photos and styles have in common needs none of this, a small one does.
-
-    Attributes:
-        share: 0 none, 1 all.
-        texture_root: Folder of photos of other scenes, whose fine detail is put on; None for the bundled textures.
-        tones: How far brightness and contrast are bent: 0 not at all, as for a style that leaves them as they are.
     """
 
     share: float = 0.0
@@ -56,12 +51,7 @@ class Degraded:
 
 @dataclass(frozen=True, kw_only=True)
 class Prior:
-    """Prior preservation (Ruiz et al. 2023): pictures of the same class without the style, to be denoised as before.
-
-    Attributes:
-        root: Folder of such pictures, best made by the base itself; None for none.
-        caption: Their prompt, for those that have no caption of their own.
-    """
+    """Prior preservation (Ruiz et al. 2023): pictures of the same class without the style, to be denoised as before."""
 
     root: str | None = None
     caption: str = "a photo"
@@ -87,14 +77,8 @@ class StyleCrops(Dataset[dict[str, Any]]):
         """
         Args:
             folder: The styled pictures, in the order of the buckets' sizes.
-            buckets: Which of them comes when, and in which shape.
             scale, flip: As in `window`.
-            seed: Of all draws.
-            global_batch: Samples of all processes together.
-            degraded: Which inputs are degraded, and how.
             textures: Photos of other scenes; needed if any sample is degraded.
-            prior: Class pictures.
-            margin: Pixels around every window, see `StylePictures`.
         """
         self.folder, self.buckets, self.scale, self.flip = folder, buckets, scale, flip
         self.seed, self.global_batch = seed, global_batch
@@ -186,10 +170,6 @@ class StylePictures(ImageDataModule):
     ``image``; ``margin``, by which all pictures are larger on each side; and with class pictures ``prior_image``
     (B, 3, H, W) and ``prior_caption``. Validation has two loaders: held-out pictures of the style (a batch also holds
     ``held_out``, its number, and ``margin``), and photos to stylize; each batch is one picture.
-
-    Attributes:
-        train, val: Pictures to train on, and held out.
-        photos: To be stylized for the sample grids.
     """
 
     def __init__(
@@ -216,24 +196,10 @@ class StylePictures(ImageDataModule):
         cache_mb: float = 512,
         val_max_side: int = 512,
     ) -> None:
-        """Check the options and scan the folders.
+        """Scan the folders; the arguments are the keys of ``data`` with ``task=style_lora`` (docs/reference/keys.md).
 
-        Args:
-            root: Folder of the style's pictures, with captions or without.
-            resolution: Batches have about resolution^2 pixels a picture.
-            stride: Their sides are multiples of this; `resolution` must be one too.
-            max_aspect: Longest side of a bucket over its shortest; pictures beyond are cut.
-            margin: Pixels around every window that are encoded with it and then dropped: the encoder fills the border
-                of a picture with zeros, and in small windows much of what is trained on would be border. A multiple of
-                the encoder's stride.
-            batch_size, steps, num_workers, default_caption, flip, seed, cache_mb: As in `ImageDataModule`.
-            val_fraction: Share of the pictures, by hash of the name, held out for the loss by t.
-            scale: Range of the window's side as a fraction of the largest that fits (`window`).
-            degraded: Inputs made to look like photos.
-            prior: Class pictures.
-            photos: Folder of the photos of the sample grids; None for the bundled validation photo.
-            max_photos, max_held_out: Most photos in a grid, and most held-out pictures that are measured.
-            val_max_side: Photos are scaled down to this length of the longer side.
+        ``margin`` is for small windows: the encoder fills the border of a picture with zeros, and much of what is
+        trained on would be border. A multiple of the encoder's stride.
 
         Raises:
             UserError: For a resolution that is no multiple of the stride, or a folder without images; names the key.

@@ -38,10 +38,7 @@ MAX_PROMPTS = 3000
 class HeldOutLoss:
     """The denoising loss on held-out pictures of the style, with the LoRA and without it, in bands of t.
 
-    Attributes:
-        bands: Edges of the bands, ascending.
-        draws: Timesteps in each band, evenly spread; each with its own noise, the same at every measurement.
-        batch: Most samples in one call of the network.
+    The ``draws`` timesteps of a band are evenly spread, each with its own noise, the same at every measurement.
     """
 
     bands: Sequence[int] = (0, 100, 200, 300, 500, 700, 1000)
@@ -68,21 +65,11 @@ class HeldOutLoss:
 
 @dataclass(frozen=True, kw_only=True)
 class Samples:
-    """The pictures of the grids: photos through img2img with the LoRA.
-
-    Attributes:
-        caption: Put into the template of the prompts.
-        t0: Where img2img starts; larger is more style and less photo.
-        steps: Its denoising steps.
-    """
+    """The pictures of the grids: photos through img2img with the LoRA, from ``t0`` on (larger: more of the style)."""
 
     caption: str = "a photo"
     t0: int = 500
     steps: int = 20
-
-    def __post_init__(self) -> None:
-        if self.t0 < 0 or self.steps < 1:
-            raise UserError(f"samples.t0={self.t0}, samples.steps={self.steps}: at least 0 and 1 are needed")
 
 
 class StyleLora(pl.LightningModule):
@@ -90,15 +77,7 @@ class StyleLora(pl.LightningModule):
 
     Args:
         teacher: A base without a style; gets the adapter `style`.
-        lora: Size and places of the LoRA.
-        prompts: What the pictures are called.
-        timesteps: Draws t.
-        loss: Weights of the samples.
         unet_options, text_options: Optimizer settings of the two parts; the second is for `lora.text_rank` above 0.
-        steps: Length of the run in optimizer steps.
-        seed: Seed of every random draw.
-        held_out: Measurement on held-out pictures.
-        samples: Pictures of the grids.
         record: Plain containers stored in every checkpoint.
     """
 

@@ -61,13 +61,10 @@ def denoising_target(schedule: NoiseSchedule, z: Tensor, z_t: Tensor, t: Tensor)
 
 @dataclass(frozen=True, kw_only=True)
 class StyleLoss:
-    """How samples are weighed.
+    """How samples are weighed: gamma of `min_snr_weight`, and the weight of the class pictures (Ruiz et al. 2023).
 
-    Attributes:
-        min_snr_gamma: gamma of `min_snr_weight` for ordinary samples; None weighs all t alike.
-        degraded_gamma: The same for degraded samples: their target differs from the noise by sqrt(SNR) (z' - z), so
-            without a bound the smallest t would count for everything.
-        prior_weight: Weight of the class pictures' loss beside that of the style's (Ruiz et al. 2023).
+    The target of degraded samples differs from the noise by sqrt(SNR) (z' - z): without a bound of their own the
+    smallest t would count for everything.
     """
 
     min_snr_gamma: float | None = 5.0
@@ -95,9 +92,7 @@ def weighted_error(prediction: Tensor, target: Tensor, weight: Tensor) -> Tensor
 class PowerTimesteps:
     """t = t_min + floor((t_max + 1 - t_min) u^power) for u uniform: power 1 is uniform, above 1 prefers little noise.
 
-    Attributes:
-        t_min, t_max: Bounds, both included.
-        power: At least 1; the share of draws below a fraction f of the range is f^(1 / power).
+    The share of draws below a fraction f of the range is f^(1 / power).
     """
 
     t_min: int = 0

@@ -12,11 +12,8 @@ from smsff.errors import UserError
 class TriggerPrompts:
     """Prompts with a trigger word, and how often parts of them are left out.
 
-    Attributes:
-        trigger: The words that will call the style; best words the base has no opinion about.
-        template: With {trigger} and {caption}; where the caption is left out, so are commas and spaces at the ends.
-        caption_dropout: Share of the samples whose caption is left out, so that the style does not hang on it.
-        prompt_dropout: Share with the empty prompt, which guidance asks for.
+    The trigger is best made of words that mean nothing to the base. Captions are left out so that the style does not
+    depend on them, whole prompts because guidance needs the empty one.
     """
 
     trigger: str

@@ -25,13 +25,10 @@ class SaveLora(pl.Callback):
     The first has kohya's names, or for a flow's transformer those of ai-toolkit.
 
     Args:
-        folder: Where the files go.
-        name: Of the files.
-        dtype: Of the tensors in them.
         history: Also keep ``<name>_XXXXXX.safetensors``, like the first, of every such step.
 
     Raises:
-        UserError: a name that is no file name.
+        UserError: ``name`` is no file name.
     """
 
     def __init__(self, *, folder: str | Path, name: str, dtype: Dtype = "float16", history: bool = False) -> None:

@@ -30,9 +30,6 @@ class Exported:
     """What `export_checkpoint` wrote.
 
     Attributes:
-        folder: Where the files are.
-        files: Size in bytes of each file.
-        agreement: With the checkpoint's own output.
         averaged: Whether the averaged weights (EMA) were taken.
     """
 
@@ -46,7 +43,6 @@ def save_stylizer(generator: Network, folder: str | Path, meta: Mapping[str, Any
     """Write model.safetensors and config.json, each whole or not at all.
 
     Args:
-        generator: The network.
         folder: Made if needed; files of these names are replaced.
         meta: JSON-ready facts about the training, stored under "training".
     """
@@ -126,7 +122,6 @@ def export_checkpoint(
     """Export a checkpoint's network and compare what was written with the checkpoint.
 
     Args:
-        checkpoint: File or run folder.
         out: Folder to write to; None for `export/` in the run folder.
         format: "safetensors" (model.safetensors, config.json) or "onnx" (model.onnx).
         precision: Of an ONNX file, "float32", "float16" or "int8".

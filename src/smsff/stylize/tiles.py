@@ -48,7 +48,6 @@ def in_tiles(
 
     Args:
         function: Of maps (B, C, h, w) whose sides are the result's times one factor each, a whole number or 1/2.
-        inputs: The maps.
         size: Height and width of the result.
         tile: Side of a tile of the result.
         halo: How far, in pixels of the result, an input can act beyond its own place.

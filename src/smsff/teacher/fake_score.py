@@ -23,15 +23,11 @@ class LoraFakeScore(nn.Module):
 
     Args:
         teacher: gets the adapter; can carry one fake score.
-        rank, alpha: the adapted weight is W + alpha / rank * up @ down.
-        target_modules: names of the layers, or the ends of them (``to_q``, ``to_out.0``, ``conv1``, ``proj_in``), that
-            get it; linear layers and convolutions.
-        loss_weight: of the denoising loss, ``uniform`` or ``alpha_bar_squared``.
-        gradient_checkpointing: recompute the U-Net's activations in the backward pass of the loss.
         seed: of the initial down matrices, which depend on nothing else.
+        rank, alpha, target_modules, loss_weight, gradient_checkpointing: the keys of ``fake_score``.
 
     Raises:
-        UserError: if a name in `target_modules` fits no layer, and for impossible values of the rest.
+        UserError: if a name in `target_modules` fits no layer.
     """
 
     def __init__(

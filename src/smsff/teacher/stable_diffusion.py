@@ -58,6 +58,7 @@ class StableDiffusionTeacher(nn.Module):
         style_schedule: that of `style_unet`, for its prediction type.
         lora_reports: what was loaded from each LoRA file.
         has_style: whether there is a style at all (a LoRA or a second model).
+        adapters: the switch of `unet`; to be refreshed by whoever adds an adapter.
         call: of a flow, (transformer, z_s, s, condition) to a prediction of noise - z; None of U-Nets.
     """
 
@@ -85,21 +86,16 @@ class StableDiffusionTeacher(nn.Module):
         self.style_schedule = style_schedule or schedule
         self.lora_reports = tuple(lora_reports)
         self.has_style = style_unet is not None or bool(lora_reports)
-        self._switch = AdapterSwitch(unet)
+        self.adapters = AdapterSwitch(unet)
         self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> StableDiffusionTeacher:
         """Never leaves evaluation mode, whatever the training loop asks for."""
         return super().train(False)
 
-    @property
-    def adapters(self) -> AdapterSwitch:
-        """The switch of `unet`; to be refreshed by whoever adds an adapter."""
-        return self._switch
-
     def using(self, adapter: str | None) -> AbstractContextManager[None]:
         """Within the context `unet` applies this adapter alone (None: no adapter); restored on exit."""
-        return self._switch.using(adapter)
+        return self.adapters.using(adapter)
 
     @torch.no_grad()
     def base(self, z_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
@@ -200,24 +196,10 @@ def load_stable_diffusion(
     variant: str | None = None,
     local_files_only: bool = False,
 ) -> StableDiffusionTeacher:
-    """Load a teacher. What is missing or wrong is found before anything large is read.
+    """Load a teacher; the arguments are the keys of ``teacher`` (docs/reference/keys.md).
 
-    Args:
-        base: the base model, for the base and the fake score: a folder in the layout of diffusers, a single
-            ``.safetensors`` file, or a hub id.
-        lora: file of the style LoRA; or several to be mixed, each ``{path: FILE, strength: NUMBER}`` (1 if left out);
-            None for a style that is a whole model (`style_base`).
-        style_base: the model that the LoRA was made for, if it is not `base`; as `base`.
-        lora_strength: factor on the LoRA; on each of several, beside its own.
-        lora_text: whether the part of the LoRA that adapts the text encoders is loaded.
-        config: folder or hub id whose configuration files and tokenizers a single file takes; None: the published ones.
-        vae: auto-encoder instead of the base's own: a folder, a hub id, or a single file of the shape of the base's.
-        prediction_type: as in `settle_prediction`.
-        dtype: of the frozen U-Nets. The auto-encoder, which may overflow in float16, and the text encoders stay in
-            float32.
-        gradient_checkpointing: recompute the image encoder's activations in the backward pass.
-        revision, variant: branch and file variant (such as ``fp16``) on the hub; the variant of folders too.
-        local_files_only: never ask the hub.
+    What is missing or wrong is found before anything large is read. The auto-encoder, which may overflow in float16,
+    and the text encoders stay in float32.
 
     Raises:
         UserError: for missing files, another architecture, or a LoRA that does not fit; the message names the key.

@@ -41,7 +41,6 @@ class Manifest:
     Attributes:
         format: Version of the layout of the file.
         sha256: Of the archive with an empty comment.
-        step: Optimizer steps done.
         saved: Seconds since the epoch: survives copying, unlike the file's own time.
         smsff, torch: Versions that wrote it.
     """
@@ -200,15 +199,7 @@ def read_checkpoint(
     path: str | Path, *, key: str = "ckpt_path", map_location: Any = "cpu", mmap: bool = False
 ) -> dict[str, Any]:
     """Tensors and plain containers of a checkpoint; whatever else is in it is refused, and none of it is run.
-
-    Args:
-        path: The file.
-        key: Config key to name in messages.
-        map_location, mmap: As for ``torch.load``.
-
-    Raises:
-        UserError: the file is missing, damaged, no checkpoint, or holds Python code.
-    """
+    UserError if the file is missing, damaged, no checkpoint, or holds Python code."""
     import torch
 
     path = intact(Path(path), key)

@@ -150,7 +150,6 @@ def remedies(plain: Mapping[str, Any] | None, use: tuple[float, float, float] | 
     """What to change, the cheapest first, in the words of the command line.
 
     Args:
-        plain: The configuration.
         use: As `gpu_use` gives it at the end of the failed step, when its tensors are free again; None if not known.
     """
     batch, crop = _get(plain, "data.batch_size", 1), _get(plain, "data.crop_size")

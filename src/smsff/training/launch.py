@@ -50,7 +50,6 @@ def check_processes(trainer: Mapping[str, Any], *, sweep: bool) -> None:
     """Compare the processes that ``srun`` or torchrun has started with those that the configuration wants.
 
     Args:
-        trainer: Node of the configuration.
         sweep: Whether this is one job of several of the same command.
 
     Raises:
@@ -76,7 +75,6 @@ def child_command(script: Path, local_rank: int, *, replace: Mapping[str, str] |
     """The command of one further process of the Hydra job that is running.
 
     Args:
-        script: The script to run again.
         local_rank: Rank on this machine, from 1.
         replace: Overrides that the child gets instead of what stood on the command line.
     """
@@ -148,8 +146,6 @@ def explain(error: Exception, *, config_dir: Path, config_name: str, words: Sequ
     """A message for a command line that Hydra could not turn into a configuration, with the nearest valid name.
 
     Args:
-        error: What Hydra raised.
-        config_dir, config_name: Of the configuration.
         words: The command line: the task or baseline that it chooses decides which keys exist.
     """
     text = str(error)

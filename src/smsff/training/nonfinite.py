@@ -23,7 +23,6 @@ class Evidence:
     """What is known of one micro-batch of B samples.
 
     Attributes:
-        iteration: Of the batch.
         index: (B,), the images in the training set.
         stages: In the order of the computation, which samples were not finite, (B,) bool.
         times: The t that were drawn, by name, (B,) or a multiple.
@@ -41,7 +40,6 @@ class Outcome:
 
     Attributes:
         step: Optimizer steps done before it.
-        skipped: Whether it was skipped.
         in_a_row: Skipped steps up to this one without a good one between them.
         total: Skipped steps of the run.
         norms: Gradient norms by group, before clipping.
@@ -88,7 +86,6 @@ class StepGuard:
         Args:
             batch: As the loader made it.
             stages: Tensors (B, ...) in the order in which they were computed.
-            times: The t that were drawn, by name.
         """
         flags = {name: nonfinite(x) for name, x in stages.items()}
         self._batches.append(Evidence(int(batch["iteration"][0]), batch["index"], flags, dict(times)))
@@ -99,7 +96,6 @@ class StepGuard:
         Args:
             optimizer: Its groups must be fused.
             norms: Gradient norm of every group, (); a NaN or Inf in any gradient shows in them.
-            step: Optimizer steps done so far.
         """
         figures = torch.stack([norm.detach() for norm in norms.values()])
         bad = (~torch.isfinite(figures)).any().float()

@@ -12,12 +12,7 @@ if TYPE_CHECKING:
 
 
 def opening(plain: Mapping[str, Any], trainer: pl.Trainer, module: pl.LightningModule, data: Any) -> str:
-    """One line for each of: method, parts that are off, style, base, network, devices, data, length, memory.
-
-    Args:
-        plain: The resolved configuration.
-        trainer, module, data: What was built from it.
-    """
+    """One line for each of: method, parts that are off, style, base, network, devices, data, length, memory."""
     lines = dict(_style_lora(plain) if plain["task"] == "style_lora" else _style_matching(plain))
     teacher = plain["teacher"]
     reports = list(map(str, getattr(module.teacher, "lora_reports", ())))

@@ -28,18 +28,10 @@ LrSchedule = Literal["constant", "cosine"]
 
 @dataclass(frozen=True, kw_only=True)
 class GroupOptions:
-    """Settings of one parameter group.
+    """Settings of one parameter group, the keys of ``optimizer.*``.
 
     The style gradient is a mean over all latent elements, so single gradients can be as small as 1e-9: ``eps`` must
     stay far below them, or Adam turns into plain gradient descent with a vanishing rate.
-
-    Attributes:
-        lr: Peak learning rate.
-        betas, eps, weight_decay: As in AdamW.
-        clip_norm: Largest gradient norm of the group; None does not clip.
-        schedule: ``constant``, or ``cosine`` from the peak to 0 at ``horizon`` * total steps.
-        horizon: Where the cosine reaches 0, in units of the run; 1.5 ends a run at about a third of the peak.
-        warmup_steps: Linear rise of the rate from 0 (step 0 does not move).
     """
 
     lr: float
@@ -112,8 +104,6 @@ def update_average(average: AveragedModel, model: nn.Module, *, decay: float, sk
 
     Args:
         average: Its ``n_averaged`` counts the updates.
-        model: What is averaged.
-        decay: The largest decay.
         skip: (), 1 if this update is to change nothing; None is 0.
     """
     count = average.n_averaged

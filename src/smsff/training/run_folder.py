@@ -38,8 +38,6 @@ def checkpoint_for(wanted: str | None, run_dir: Path, *, sweep: bool = False) ->
     """The checkpoint that ``ckpt_path`` means; None is the beginning, also of a run that was lost before its first one.
 
     Args:
-        wanted: ``ckpt_path``.
-        run_dir: Folder of the run.
         sweep: Whether the runs beside it are other jobs of the same sweep, from which none goes on.
 
     Raises:

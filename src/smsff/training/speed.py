@@ -28,13 +28,10 @@ GRAPHS = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Speed:
-    """
-    Attributes:
-        share_draw: The fake score learns from the draw of t and noise, and from the very prediction, that the style
-            gradient is made of (ours). One forward pass less; ``fake_timesteps`` then count in the warm-up alone.
-        channels_last: Memory layout (B, H, W, C) of all networks; None: where the teacher computes in 16 bits.
-        compile: Parts that torch.compile turns into code of their own during the first steps, which takes minutes.
-        tf32: Matrix products of float32 in TF32 on GPUs that have it: 10 bits of mantissa, many times faster.
+    """The keys of ``speed``.
+
+    With ``share_draw`` (ours) the fake score learns from the draw of t and noise, and from the very prediction, that
+    the style gradient is made of: one forward pass less; ``fake_timesteps`` then count in the warm-up alone.
     """
 
     share_draw: bool = False
@@ -57,7 +54,6 @@ class Speed:
         """Compile what is to be compiled, in place, so that names in state dicts stay; set the precision of products.
 
         Args:
-            generator: The network that is trained.
             teacher: Its ``unet`` and ``style_unet``, where it has them, are the scores.
 
         Raises:

@@ -73,7 +73,6 @@ def download(
     """Fetch a file. In its place there is the complete file or none; the bytes of a broken download are kept beside it.
 
     Args:
-        progress: Called for every piece of data.
         say: Called with one line for each retry, and while another process fetches into the folder.
         attempts: In a row, without one new byte.
         wait: Seconds before the second attempt; doubled before each further one, a minute at most.

@@ -22,11 +22,6 @@ from smsff.weights.manifest import LOCK, Locked, Need, Status, look, needs, read
 def fetch(overrides: Sequence[str], *, conf: str | None = None, dry_run: bool = False) -> int:
     """Fetch what is missing of the weights that a command line needs, one line for each on stdout.
 
-    Args:
-        overrides: As for train.py.
-        conf: Folder of the configuration; see `find_conf`.
-        dry_run: Only say what would be fetched.
-
     Returns:
         0 if everything is there (or would be), 1 if something is missing; it is named.
 

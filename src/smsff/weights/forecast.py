@@ -31,8 +31,6 @@ def forecast(
     """Bytes of memory on each device and on the disk.
 
     Args:
-        plain: The resolved configuration.
-        found: What is there of its weights.
         gpus: Cards of this machine, for ``trainer.devices=-1``.
 
     Returns:

@@ -34,7 +34,6 @@ class Need:
 
     Attributes:
         key: Config key, ``teacher.base`` for example.
-        name: Path or hub id, as it stands there.
         hub: Whether it is a model of the hub, to be read from the hub's cache.
         weight: What the manifest knows of it; None of what is the user's own.
         revision, variant: Of a model, as the configuration has them.
@@ -64,7 +63,6 @@ class Locked:
     Attributes:
         source: Where it came from; None if the user put it there.
         revision: Commit of a model of the hub.
-        files: Size and hash by file name.
     """
 
     source: str | None

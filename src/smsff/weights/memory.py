@@ -104,18 +104,15 @@ def predict(
     Args:
         base, style_base: the models; `style_base` only where the style has another one.
         batch, size: pictures on each device, and their (height, width) in pixels.
-        dtype: of the frozen U-Nets.
         adapter: the trained LoRA; None if the objective trains none.
         generator: builds the network that is trained through the encoder; None for a style LoRA.
         style_lora: parameters of the frozen style LoRA.
-        gradient_checkpointing: of the image encoder.
         mixed: the trainer's precision is bf16-mixed.
         doubled: guidance or relevance map: the U-Net computes two samples a picture without gradient.
         through_decoder: ``pullback=decoder``: the encoder has no backward pass, and two pictures are decoded.
         share_draw: ``speed.share_draw``: the fake score's activations exist before pictures are decoded.
         decoder, encoder: the auto-encoder keeps them; an encoder that is not kept is there at the start alone.
         processes: with several, the gradients exist once more for the exchange.
-        quantise: as in `load_flow`.
     """
     loaded = networks(base, dtype=dtype, quantise=quantise)
     if style_base is not None:

@@ -34,7 +34,6 @@ class PipelineConfig:
     """The configurations of a pipeline's parts, as their files have them.
 
     Attributes:
-        unet, vae, scheduler: each part's configuration.
         text_encoders: one, or two for SDXL.
         empty_is_zero: the empty prompt is embedded as zeros (SDXL was trained so), not by the text encoders.
         says_prediction: whether the checkpoint itself says what it predicts, noise or v; if not, `scheduler` has what

@@ -136,12 +136,10 @@ class _Part:
     """One network of a checkpoint.
 
     Attributes:
-        what: its name, for messages.
         prefixes: how the names of its tensors in the file start.
         skeleton: the network without memory (on the meta device).
         convert: tensors of the file to tensors of the network.
         surplus: whether the published files have tensors that the network has not.
-        otherwise: what to do if its weights are missing.
     """
 
     what: str

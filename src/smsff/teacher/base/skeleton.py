@@ -39,8 +39,6 @@ def networks(
     Of a flow the text encoders are in `dtype` too.
 
     Args:
-        prefix: of the names.
-        quantise: as in `load_flow`.
         vae: whether the auto-encoder is loaded too (that of a style's own base is not).
     """
     flow = isinstance(config, FlowConfig)

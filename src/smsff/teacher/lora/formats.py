@@ -89,9 +89,7 @@ class LoraHeader:
     """A LoRA file without its weights.
 
     Attributes:
-        path: the file.
         shapes: of all tensors, by name.
-        metadata: strings of the file's header.
         layers: the layers that the file adapts, those with missing tensors too.
         unknown: names of tensors that are no part of a LoRA.
         config: rank and alpha of each part as header or peft's file say them, for layers without an alpha of their own.

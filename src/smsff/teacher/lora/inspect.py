@@ -51,7 +51,6 @@ class LoraInfo:
     """What a LoRA file says about itself.
 
     Attributes:
-        path: the file.
         format: whose names it uses: ``kohya``, ``lycoris``, ``peft`` or ``diffusers``.
         algorithms: as `LayerKeys.algorithm`.
         family: the kind of base model it was made for; None if nothing in it tells.
@@ -83,13 +82,12 @@ class LoraInfo:
 
 
 def inspect_lora(path: str | Path) -> LoraInfo:
-    """Read the header of a LoRA file (names, shapes and notes; no weights).
-    UserError if the file is missing, broken, not a ``.safetensors`` file, or no LoRA."""
+    """`describe` for a file."""
     return describe(read_header(path))
 
 
 def describe(header: LoraHeader) -> LoraInfo:
-    """`inspect_lora` for a header that has been read."""
+    """What a LoRA file says by its header (names, shapes and notes; no weights)."""
     layers = {part: sum(layer.part == part for layer in header.layers) for part in (UNET, *TEXT)}
     ranks = {rank_of(layer, header.shapes) for layer in header.layers}
     context = _context_width(header)

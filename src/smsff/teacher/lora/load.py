@@ -7,7 +7,6 @@ every tensor of the file is accounted for before the models are touched.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -39,14 +38,12 @@ class LoraReport:
     """What became of the tensors of a LoRA file (alphas are not counted).
 
     Attributes:
-        path: the file.
         total: number of tensors in it.
         matched: how many of them were loaded, into U-Net and text encoders together.
         unmatched: what the file has and the models lack: layers, and tensors that are no part of a LoRA.
         ignored: number of text-encoder tensors left out: the text part is off, or there is no such text encoder.
         ranks, alphas: of the loaded layers, ascending; an alpha equals the rank where the file has none.
         strength: factor on the LoRA's own scale alpha / rank.
-        adapts_text: whether a text encoder has the adapter too.
         unchanged: parts (``unet``, ``text_encoder``, ``text_encoder_2``) whose layers change no weight, at a strength
             other than 0.
         info: format, algorithms and base model of the file.
@@ -126,8 +123,6 @@ def load_style_loras(
     reports = []
     for lora in loras:
         header = read_header(lora.path)
-        if not math.isfinite(lora.strength):
-            raise UserError(f"teacher.lora={header.path}: its strength is {lora.strength}, not a finite number")
         info = describe(header)
         refuse_other_base(info, {"_class_name": type(unet).__name__, **(getattr(unet, "config", None) or {})})
         refuse_text_alone(info)

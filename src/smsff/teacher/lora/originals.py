@@ -110,7 +110,6 @@ def original_layers(kind: str, layers: Mapping[str, Any]) -> Iterator[tuple[str,
     """Names in the original code, and the layers of diffusers' model that each is made of, in the order of its rows.
 
     Args:
-        kind: class of the model.
         layers: of the model, by name; rules for others are left out.
     """
     for (there, here), rules in _RULES.get(kind, {}).items():

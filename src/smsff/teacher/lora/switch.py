@@ -141,7 +141,6 @@ class DenseAdapter(nn.Module, BaseTunerLayer):
     it. The change stays apart from W: added in half precision, most of it would be rounded away.
 
     Args:
-        base_layer: the layer, with adapters or without.
         adapter: the name under which the change is switched on.
         delta: of the weight's shape; a buffer that is in no state dict.
     """

@@ -60,7 +60,7 @@ def save_style_lora(
     """
     if format not in get_args(Format):
         raise UserError(f"format={format!r} is not one of {', '.join(get_args(Format))}")
-    network = "diffusion_model" if format == "ai-toolkit" else "unet" if _is_unet(unet) else "transformer"
+    network = "diffusion_model" if format == "ai-toolkit" else "transformer" if type(unet).__name__ in FLOWS else "unet"
     parts = {network: _layers(unet, adapter_name)}
     for key, encoder in zip(("text_encoder", "text_encoder_2"), text_encoders, strict=False):
         parts[key] = _layers(encoder, adapter_name)
@@ -77,11 +77,9 @@ def save_style_lora(
         saved = json.dumps(_diffusers_config(parts), sort_keys=True)
         header = {"lora_adapter_metadata": saved} if format == "diffusers" else {}
     tensors = {key: value.detach().to("cpu", dtype or value.dtype).contiguous() for key, value in tensors.items()}
-    _write(path, tensors, {"format": "pt"} | header | dict(metadata))
-
-
-def _is_unet(network: nn.Module) -> bool:
-    return type(network).__name__ not in FLOWS
+    path.parent.mkdir(parents=True, exist_ok=True)
+    header = {"format": "pt"} | header | dict(metadata)
+    write_atomically(path, lambda partial: save_file(tensors, partial, metadata=header))
 
 
 def _layers(model: nn.Module, adapter: str) -> list[_Layer]:
@@ -149,8 +147,3 @@ def _diffusers_config(parts: Mapping[str, list[_Layer]]) -> dict[str, object]:
 
 def _most_common(values: list[float]) -> float:
     return Counter(values).most_common(1)[0][0]
-
-
-def _write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda partial: save_file(dict(tensors), partial, metadata=dict(metadata)))

@@ -50,15 +50,7 @@ def write_png(path: Path, picture: Tensor) -> None:
 
 
 class ImageGrid(pl.Callback):
-    """Writes ``<folder>/step_XXXXXX.png`` after each validation and shows it to every logger that takes pictures.
-
-    Args:
-        folder: Where the files go.
-        max_images: Most rows of a grid.
-
-    Attributes:
-        last_step: Step of the last validation.
-    """
+    """Writes ``<folder>/step_XXXXXX.png`` after each validation and shows it to every logger that takes pictures."""
 
     def __init__(self, *, folder: str | Path, max_images: int = 4) -> None:
         self.folder = Path(folder)

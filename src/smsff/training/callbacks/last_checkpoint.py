@@ -34,9 +34,6 @@ class LastCheckpoint(pl.Callback):
     SIGINT, SIGTERM, SIGUSR1 and SIGUSR2 are handled. A Slurm job that is evicted is also requeued. Lightning's own
     handler would save in the middle of the step, on the process where the signal came first.
 
-    Args:
-        path: The checkpoint to write.
-
     Attributes:
         received: The signal that ended the run, if any.
     """

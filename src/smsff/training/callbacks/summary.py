@@ -26,9 +26,6 @@ class RunSummary(pl.Callback):
     """Writes ``status``, steps, images seen and left out, time, throughput and the last logged figures.
 
     ``images_seen`` and ``wall_seconds`` are those of the whole run, over all resumptions.
-
-    Args:
-        path: The file.
     """
 
     def __init__(self, *, path: str | Path) -> None:

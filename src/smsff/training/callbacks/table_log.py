@@ -50,12 +50,7 @@ class TableWriter(ExperimentWriter):
 
 
 class TableLogger(CSVLogger):
-    """``<save_dir>/<name>/version_N/metrics.csv``, a new N for each start of a run.
-
-    Args:
-        save_dir: Folder of the run.
-        name: Folder of the logs in it.
-    """
+    """``<save_dir>/<name>/version_N/metrics.csv``, a new N for each start of a run."""
 
     def __init__(self, *, save_dir: str, name: str = "csv") -> None:
         super().__init__(save_dir, name=name)

@@ -18,9 +18,6 @@ class Throughput(pl.Callback):
     """Logs ``train/images_per_second`` for all processes together; validation and checkpoints count as time spent.
 
     Once, some steps after the warm-up, it logs how long the run will take.
-
-    Args:
-        window: Steps to average over.
     """
 
     FIRST = 10  # steps by which the time of the whole run is estimated
