@@ -5,7 +5,6 @@ import logging
 import os
 import pickle
 import shutil
-from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -195,15 +194,6 @@ def test_validation_is_on_whole_images_of_the_other_part(photos: Path, tmp_path:
     assert len(train) + len(names) == 7
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")
-def test_a_finished_training_can_be_prolonged(photos: Path, tmp_path: Path) -> None:
-    whole = fit(data(photos, steps=9), tmp_path / "whole", max_steps=9)
-    fit(data(photos, steps=6), tmp_path / "short", max_steps=6)
-    ckpt = str(tmp_path / "short" / "step=6.ckpt")
-    longer = fit(data(photos, steps=9), tmp_path / "longer", ckpt=ckpt, max_steps=9)
-    assert longer.seen == whole.seen[6:]
-
-
 def test_without_validation_images_there_is_no_loader(photos: Path) -> None:
     assert data(photos).val_dataloader() == []
 
@@ -268,27 +258,3 @@ def test_samples_can_be_sent_to_spawned_workers(photos: Path) -> None:
     loader = data(photos).train_dataloader()
     copy = pickle.loads(pickle.dumps(loader.dataset))
     assert torch.equal(copy[(3, 1)]["image"], loader.dataset[(3, 1)]["image"])
-
-
-@pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize(("workers", "cache_mb"), [(0, 0), (2, 0), (0, 512)])
-def test_images_lost_during_the_run_are_named_once(
-    tmp_path: Path, workers: int, cache_mb: float, caplog: pytest.LogCaptureFixture
-) -> None:
-    for i in range(5):
-        Image.new("RGB", (20, 20)).save(tmp_path / f"{i}.png")
-    (tmp_path / "0.png").write_bytes(b"")
-    damaged = (tmp_path / "3.png").read_bytes()[:-20]
-    (tmp_path / "3.png").write_bytes(damaged)
-    with caplog.at_level(logging.WARNING):
-        module = data(tmp_path, num_workers=workers, cache_mb=cache_mb, max_unreadable_share=0.4)
-        assert list(module.unreadable) == ["0.png"]
-        model = fit(module, tmp_path / "run", max_steps=12)
-    assert list(module.unreadable) == ["0.png", "3.png"]
-    assert module.summary()["unreadable_images"] == 2
-    counts = Counter(index for record in model.seen for index in record[0])
-    assert set(counts) == {0, 1, 3}  # of the readable headers 1 2 3 4; image 2 (3.png) is replaced by 3 (4.png)
-    lines = [record.getMessage() for record in caplog.records if record.getMessage().startswith("left out")]
-    assert len(lines) == 2
-    assert "0.png" in lines[0]
-    assert "3.png" in lines[1]

@@ -19,18 +19,6 @@ def make(root: Path, count: int = 4) -> list[Path]:
     return paths
 
 
-def test_unreadable_files_are_left_out_and_named(tmp_path: Path) -> None:
-    make(tmp_path)
-    (tmp_path / "1.png").write_bytes(b"")
-    (tmp_path / "3.txt").write_text("the last")
-    folder = ImageFolder(tmp_path, default_caption="a photo")
-    assert [folder.name(i) for i in range(len(folder))] == ["0.png", "2.png", "3.png"]
-    assert list(folder.unreadable) == ["1.png"]
-    assert "1.png" in folder.unreadable["1.png"]
-    assert folder.captions == ["a photo", "a photo", "the last"]
-    assert folder.sizes == [(10, 8), (12, 8), (13, 8)]
-
-
 def test_headers_read_by_several_processes_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(tmp_path, 7)
     (tmp_path / "4.png").write_bytes(b"")

@@ -50,7 +50,7 @@ def test_a_damaged_checkpoint_is_passed_over(
     record(
         f"`last.ckpt` is {kind}",
         happened="named and put aside; the one before is taken; the end is bit-equal",
-        lost="the steps between two checkpoints, which are computed again",
+        lost="the steps between two checkpoints",
     )
 
 

@@ -117,5 +117,5 @@ def test_a_folder_that_vanishes_stops_the_run_and_coming_back_nothing_is_lost(
     record(
         "More pictures vanish than `data.max_unreadable_share`",
         happened="one sentence, exit status 2; when they are back `ckpt_path=last` goes on bit-equal",
-        lost="at most the steps since the last checkpoint, which are computed again",
+        lost="at most the steps since the last checkpoint",
     )

@@ -109,7 +109,7 @@ def test_a_lost_loader_worker_ends_the_run(fault: str, whole: Path, tmp_path: Pa
     record(
         "A loader worker is killed" if fault == "killed" else "A loader worker waits for a disk that does not answer",
         happened="the run ends with the cause in one sentence and exit status 4; `ckpt_path=last` goes on bit-equal",
-        lost="at most the steps since the last checkpoint, which are computed again",
+        lost="at most the steps since the last checkpoint",
     )
 
 

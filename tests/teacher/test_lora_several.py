@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -118,15 +117,6 @@ def test_foreign_keys_are_listed_and_the_rest_loaded(tmp_path: Path, caplog: pyt
     merged = sd_models()[0]
     merge(merged, layers, 1.0)
     torch.testing.assert_close(run_unet(unet), run_unet(merged), atol=1e-5, rtol=0)
-
-
-def test_report_is_json(tmp_path: Path) -> None:
-    unet, text = sd_models()
-    report = load_style_lora(unet, text, write(tmp_path / "l.safetensors", "dora", unet, text), strength=0.5)
-    found = json.loads(json.dumps(report.as_dict()))
-    assert found["path"] == found["info"]["path"] == str(tmp_path / "l.safetensors")
-    assert (found["strength"], found["ranks"], found["adapts_text"]) == (0.5, [3], True)
-    assert found["info"]["algorithms"] == ["LoRA DoRA"]
 
 
 def test_nothing_is_touched_when_one_file_is_refused(tmp_path: Path) -> None:

@@ -143,7 +143,6 @@ def test_a_lora_that_changes_nothing_is_said_to(tmp_path: Path, kind: str, caplo
     with caplog.at_level(logging.WARNING):
         _, report = load(path, dtype)
     assert report.unchanged == ("unet",)
-    assert report.as_dict()["unchanged"] == ("unet",)
     assert "changes nothing in unet" in str(report)
     assert caplog.text.count("changes nothing in unet") == 1
     assert str(path) in caplog.text

@@ -38,6 +38,11 @@ class Range:
         high = f"less than {self.high:,}" if self.open_high else f"at most {self.high:,}"
         return f"{low} and {high}"
 
+    @property
+    def interval(self) -> str:
+        """As in mathematics: ``[0, 1)``."""
+        return f"{'(' if self.open_low else '['}{self.low:,}, {self.high:,}{')' if self.open_high else ']'}"
+
 
 COUNT = Range(1, 1_000_000_000)
 NATURAL = Range(0, 1_000_000_000)

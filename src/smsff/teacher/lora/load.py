@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -60,10 +59,6 @@ class LoraReport:
     adapts_text: bool
     unchanged: tuple[str, ...]
     info: LoraInfo
-
-    def as_dict(self) -> dict[str, Any]:
-        """The same for JSON."""
-        return asdict(self) | {"path": str(self.path), "info": self.info.as_dict()}
 
     def __str__(self) -> str:
         kind = f"{self.info.format} {', '.join(self.info.algorithms)} for {self.info.family or 'an unnamed base model'}"
