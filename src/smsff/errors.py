@@ -22,9 +22,9 @@ class RunError(RuntimeError):
         self.status = status
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or the name of its class if it has none."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def first_line(error: BaseException, *, at_most: int | None = None) -> str:
+    """The first line of an error's message, cut to `at_most` characters; the name of its class if it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:at_most]
 
 
 def shown(value: object) -> str:

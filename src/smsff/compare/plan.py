@@ -21,20 +21,7 @@ METHODS = ("nothing", "pictures", "model", "baseline", "train", "per_image")
 
 @dataclass(kw_only=True)
 class Row:
-    """One method; exactly one of `METHODS` is given.
-
-    Attributes:
-        nothing: The photo itself.
-        pictures: Folder of ready pictures.
-        model: Exported network or .onnx file, or the folder of a training run.
-        baseline: Name, then overrides as for ``smsff baseline``.
-        train: Overrides of train.py for a network, trained on each style with each seed.
-        per_image: Overrides of train.py, which optimises each photo by itself.
-        candidates: Further overrides by name; the best on the validation photos is taken. Without any: one, unnamed.
-        styles, seeds: Instead of those of the plan.
-        control: Whether it is no method but something to measure methods by.
-        paper: The paper's own figures.
-    """
+    """One method; exactly one of `METHODS` is given. docs/guide/compare.md explains its keys."""
 
     nothing: bool = False
     pictures: str | None = None
@@ -55,25 +42,7 @@ class Row:
 
 @dataclass(kw_only=True)
 class Plan:
-    """A plan; in paths ``{style}`` and ``{out}`` stand for the style and the folder of the results.
-
-    Attributes:
-        title: Heading of the report.
-        note: Stands below the heading of the table.
-        content: Folder of photos.
-        val: Folder of photos on which candidates are chosen.
-        short_side: To which the photos are resized, in pixels; None keeps their size.
-        multiple: Both sides are cropped to a multiple of it.
-        styles: Choices of ``style=``.
-        choose_on: The styles on which candidates are chosen; None for all.
-        seeds: Of training and noise.
-        style_pictures: Folder of pictures in the style: for FID, ArtFID, KID and CLIP; the first of them is the style
-            picture of a baseline that takes one.
-        truth: Folder of true stylizations, where they are known.
-        prompt: For PickScore and CLIP; ``{words}`` are those of the style, ``{caption}`` is the photo's caption.
-        overrides: Of every row that is trained or optimised.
-        rows: The methods by name.
-    """
+    """A plan; docs/guide/compare.md explains its keys."""
 
     title: str = "Comparison"
     note: str = ""

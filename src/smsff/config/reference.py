@@ -26,7 +26,8 @@ from smsff.config.trust import TARGETS, matches
 TITLE = """# Keys
 
 Written by `python -m smsff.config.reference > docs/reference/keys.md` from `src/smsff/config/schema.py`.
-`*` stands for any name; of a range, `[` and `]` are in it, `(` and `)` not. `python train.py --cfg job` prints the values.
+`*` stands for any name; of a range, `[` and `]` are in it, `(` and `)` not.
+`python train.py --cfg job` prints the values.
 """
 
 
@@ -44,7 +45,10 @@ def type_of(key: str) -> str:
 
 def table(title: str, keys: Iterable[tuple[str, str, Key]]) -> str:
     """A section with a Markdown table of keys: name, type, entry."""
-    rows = [f"| `{name}` | {kind} | {entry.range.interval if entry.range else ''} | {entry.text} |" for name, kind, entry in keys]
+    rows = [
+        f"| `{name}` | {kind} | {entry.range.interval if entry.range else ''} | {entry.text} |"
+        for name, kind, entry in keys
+    ]
     return "\n".join([f"\n## {title}\n", "| key | type | range | meaning |", "|---|---|---|---|", *rows, ""])
 
 

@@ -23,7 +23,7 @@ from smsff.atomic import write_atomically
 from smsff.data.captions import METADATA, TABLES, read_captions
 from smsff.data.images import ImageError, find_images, load_image, printable
 from smsff.device import chosen_device
-from smsff.errors import UserError
+from smsff.errors import UserError, first_line
 
 BEGINNING = b'{"file_name": "'
 """Of every line that is added."""
@@ -104,10 +104,9 @@ def load_captioner(name: str, *, device: str = "auto") -> Captioner:
     except (OSError, ValueError, KeyError) as error:
         if isinstance(error, UserError):
             raise
-        reason = (str(error) or type(error).__name__).strip().splitlines()[0][:200]
         raise UserError(
-            f"--model {name}: cannot be loaded ({reason}). Give the folder of a BLIP captioning model, for example "
-            "after `hf download Salesforce/blip-image-captioning-base --local-dir models/blip` where there is a network"
+            f"--model {name}: cannot be loaded ({first_line(error, at_most=200)}). Give the folder of a BLIP captioning "
+            "model, for example after `hf download Salesforce/blip-image-captioning-base --local-dir models/blip` where there is a network"
         ) from None
     if any("text_decoder" in key for key in report["missing_keys"]):
         raise UserError(f"--model {name}: has no weights of a caption decoder; a BLIP captioning model is needed")

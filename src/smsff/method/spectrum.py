@@ -31,24 +31,13 @@ def dct_matrix(n: int, device: torch.device, dtype: torch.dtype) -> Tensor:
         return matrix.to(dtype).to(device)
 
 
-def _separable(x: Tensor, *, inverse: bool) -> Tensor:
+def dct_2d(x: Tensor) -> Tensor:
+    """Orthonormal 2-D DCT-II over the last two axes, any sizes; keeps shape and dtype (16 bits: done in float32)."""
     work = x if x.dtype in (torch.float32, torch.float64) else x.float()
     rows = dct_matrix(x.shape[-2], x.device, work.dtype)
     columns = dct_matrix(x.shape[-1], x.device, work.dtype)
-    if inverse:
-        rows, columns = rows.mT, columns.mT
     with without_autocast(x.device):  # it would run these two products in 16 bits
         return (rows @ work @ columns.mT).to(x.dtype)
-
-
-def dct_2d(x: Tensor) -> Tensor:
-    """Orthonormal 2-D DCT-II over the last two axes, any sizes; keeps shape and dtype (16 bits: done in float32)."""
-    return _separable(x, inverse=False)
-
-
-def idct_2d(coefficients: Tensor) -> Tensor:
-    """The inverse of `dct_2d`."""
-    return _separable(coefficients, inverse=True)
 
 
 def low_pass_mask(t: Tensor, height: int, width: int, *, t_scale: int = 1000, cutoff: Cutoff = "exact") -> Tensor:

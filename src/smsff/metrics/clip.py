@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from smsff.errors import UserError
+from smsff.errors import UserError, first_line
 
 MAX_TOKENS = 77
 
@@ -32,7 +32,7 @@ class Clip(nn.Module):
             self.processor = CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
             self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError, RuntimeError, KeyError) as error:
-            raise UserError(f"{folder}: cannot be read as a CLIP model: {str(error).splitlines()[0][:160]}") from error
+            raise UserError(f"{folder}: cannot be read as a CLIP model: {first_line(error, at_most=160)}") from error
         self.eval().requires_grad_(False)
         self._texts: dict[str, Tensor] = {}
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import inception_v3
 
-from smsff.errors import UserError
+from smsff.errors import UserError, first_line
 
 WIDTH = 2048
 MIN_SIDE = 75
@@ -22,7 +22,7 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     try:
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # of untrusted bytes anything comes out
-        raise UserError(f"{path}: cannot be read as weights ({str(error).splitlines()[0][:120]})") from error
+        raise UserError(f"{path}: cannot be read as weights ({first_line(error, at_most=120)})") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{path}: expected a state dict, names and tensors")
     return state

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from smsff import __version__
-from smsff.errors import UserError
+from smsff.errors import UserError, first_line
 
 log = logging.getLogger(__name__)
 
@@ -218,10 +218,6 @@ def read_checkpoint(
     if not isinstance(content, dict):
         raise UserError(f"{source}: holds a {type(content).__name__}, no checkpoint")
     return content
-
-
-def first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 # ------------------------------------------------------------------------------------------------------------- finding

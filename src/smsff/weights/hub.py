@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from smsff.errors import UserError
+from smsff.errors import UserError, first_line
 from smsff.weights.files import FileRecord, file_sha256, nothing, spell_size
 from smsff.weights.pipeline import INDEX, PARTS, needed_files
 
@@ -144,6 +144,5 @@ def _hub_error(repo: str, revision: str | None, error: Exception) -> str:
         "token)",
         errors.OfflineModeIsEnabled: "not in the hub's cache, and HF_HUB_OFFLINE forbids to ask the hub",
     }
-    reason = (str(error) or type(error).__name__).splitlines()[0][:160]
-    unknown = f"the hub cannot be asked ({reason}); no network?"
+    unknown = f"the hub cannot be asked ({first_line(error, at_most=160)}); no network?"
     return f"{repo}: " + next((text for kind, text in known.items() if isinstance(error, kind)), unknown)

@@ -25,11 +25,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import CLIPTokenizer, PreTrainedModel
 
-from smsff.errors import UserError
+from smsff.errors import UserError, first_line
 from smsff.teacher.base.families import clip_tokenizer, family_config
 from smsff.teacher.base.pipeline_config import FAMILY_NAMES, SUPPORTED, Family, PipelineConfig
 from smsff.teacher.base.skeleton import skeleton_texts, skeleton_unet, skeleton_vae
-from smsff.teacher.base.source import Source, first_line
+from smsff.teacher.base.source import Source
 
 Tensors = dict[str, Tensor]
 
@@ -197,7 +197,9 @@ def _fitted(part: _Part, raw: Tensors, source: Source) -> Tensors:
     try:
         tensors = part.convert(raw) if raw else {}
     except (KeyError, IndexError, RuntimeError) as error:  # of the conversion, which takes a complete file for granted
-        raise UserError(f"{source}: the file lacks weights of the {part.what} ({first_line(error)})") from None
+        raise UserError(
+            f"{source}: the file lacks weights of the {part.what} ({first_line(error, at_most=200)})"
+        ) from None
     own = part.skeleton.state_dict()
     misfits = [key for key in own if key in tensors and own[key].shape != tensors[key].shape]
     misfits += [key for key in tensors if key not in own and not part.surplus]
@@ -260,7 +262,7 @@ def _header(source: Source) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]
             shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
             return shapes, file.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{source}: the file cannot be read ({first_line(error)})") from None
+        raise UserError(f"{source}: the file cannot be read ({first_line(error, at_most=200)})") from None
 
 
 def _read(source: Source, prefixes: tuple[str, ...], dtype: torch.dtype) -> Tensors:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
 from safetensors import SafetensorError
 
-from smsff.errors import UserError, shown
+from smsff.errors import UserError, first_line, shown
 
 T = TypeVar("T")
 
@@ -111,7 +111,7 @@ def read_json(source: Source, part: str, name: str, *, index: str = INDEX) -> di
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(absent(source, f"its {path} cannot be read ({first_line(error)})")) from None
+        raise UserError(absent(source, f"its {path} cannot be read ({first_line(error, at_most=200)})")) from None
     if not isinstance(content, dict):
         raise UserError(absent(source, f"its {path} holds no settings, but {shown(content)}"))
     return content
@@ -128,12 +128,12 @@ def local_first(source: Source, part: str, load: Callable[..., T], *, index: str
         return load(local_files_only=True, **where)
     except LOAD_ERRORS as error:
         if source.folder is not None or source.local_files_only:
-            raise UserError(absent(source, f"its {part} cannot be read ({first_line(error)})")) from None
+            raise UserError(absent(source, f"its {part} cannot be read ({first_line(error, at_most=200)})")) from None
     _ask_hub(source, index)
     try:
         return load(local_files_only=False, **where)
     except LOAD_ERRORS as error:
-        raise UserError(absent(source, f"its {part} cannot be fetched ({first_line(error)})")) from None
+        raise UserError(absent(source, f"its {part} cannot be fetched ({first_line(error, at_most=200)})")) from None
 
 
 def absent(source: Source, reason: str) -> str:
@@ -148,10 +148,6 @@ def absent(source: Source, reason: str) -> str:
     )
 
 
-def first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).strip().splitlines()[0][:200]
-
-
 def _refuse_impossible_id(source: Source) -> None:
     if source.name.count("/") > 1 or source.name.startswith((".", "/", "~")) or "\\" in source.name or not source.name:
         raise UserError(absent(source, "there is no such folder"))
@@ -162,5 +158,5 @@ def _ask_hub(source: Source, index: str) -> None:
     try:
         get_hf_file_metadata(hf_hub_url(source.name, index, revision=source.revision), timeout=10)
     except Exception as error:  # the hub's client raises errors of its HTTP library, which differ between versions
-        reason = f"no such folder, and the Hugging Face hub does not give it either ({first_line(error)})"
+        reason = f"no such folder, and the Hugging Face hub does not give it either ({first_line(error, at_most=200)})"
         raise UserError(absent(source, reason)) from None
