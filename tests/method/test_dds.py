@@ -47,13 +47,6 @@ def test_a_flow_has_the_difference_of_the_latents_too(schedule: NoiseSchedule) -
     torch.testing.assert_close(g, (ab * (1 - ab)).sqrt() * (at.z - at.z_src - 1.5))
 
 
-def test_nothing_to_do_where_result_and_prompts_are_those_of_the_source(schedule: NoiseSchedule) -> None:
-    same = gaussian(schedule, 0.3, 1.7)
-    objective = DeltaDenoising(reference="style")
-    g = objective.gradient(given_scores(style=same, style_source=same), Noised(draw(0), draw(0), draw(2), T, schedule))
-    assert not g.any()
-
-
 def test_each_side_has_its_latent_and_its_guidance_scale(schedule: NoiseSchedule) -> None:
     at = Noised(draw(0), draw(1), draw(2), T, schedule)
     style, style_null, base, base_null = (draw(seed) for seed in range(3, 7))

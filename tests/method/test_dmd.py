@@ -38,11 +38,6 @@ def test_every_t_weighs_alike(schedule: NoiseSchedule) -> None:
     torch.testing.assert_close(g.abs().mean((1, 2, 3)), torch.ones(3, dtype=torch.float64))
 
 
-def test_zero_where_the_generator_has_the_distribution_of_the_style(schedule: NoiseSchedule) -> None:
-    scores = given_scores(style=gaussian(schedule, 0.5, 0.8), fake=gaussian(schedule, 0.5, 0.8))
-    assert not DistributionMatching().gradient(scores, Noised(draw(0), draw(1), draw(2), T, schedule)).any()
-
-
 def test_guidance_is_in_the_style_score_and_in_the_normaliser_and_not_in_the_fake(schedule: NoiseSchedule) -> None:
     cond, uncond, fake, fake_null = (draw(seed) for seed in range(4))
     scores = given_scores(

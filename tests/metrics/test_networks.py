@@ -98,16 +98,3 @@ def test_options_that_name_no_network_or_no_file_are_refused(tmp_path: Path) -> 
         parse_paths([f"alexnet={tmp_path}/no"])
     with pytest.raises(UserError, match="expected a file such as alexnet-owt"):
         find("alexnet", parse_paths([f"alexnet={tmp_path}"]))
-
-
-def test_a_path_with_nothing_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="there is nothing at"):
-        parse_paths([f"alexnet={tmp_path}/no"])
-    with pytest.raises(UserError, match="expected a file such as alexnet-owt"):
-        find("alexnet", parse_paths([f"alexnet={tmp_path}"]))
-
-
-@pytest.mark.parametrize("option", ["alexnet", "wrong=x", "=x"])
-def test_weights_of_another_form_are_refused_with_the_keys(option: str) -> None:
-    with pytest.raises(UserError, match="expected KEY=PATH, with one of the keys alexnet, inception"):
-        parse_paths([option])

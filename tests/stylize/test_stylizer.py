@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +14,7 @@ import smsff
 from smsff.errors import UserError
 from smsff.generator import ResNetGenerator
 from smsff.stylize.export import save_stylizer
-from smsff.stylize.stylizer import Stylizer, load_stylizer
+from smsff.stylize.stylizer import Stylizer
 
 
 def bytes_picture(*shape: int) -> Tensor:
@@ -106,44 +105,3 @@ def test_a_file_that_is_no_picture_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_text("text")
     with pytest.raises(UserError, match=r"a\.jpg"):
         Stylizer(network())(tmp_path / "a.jpg")
-
-
-@pytest.mark.parametrize(
-    ("name", "damage", "message"),
-    [
-        ("config.json", None, "has no config.json"),
-        ("model.safetensors", None, "has no model.safetensors"),
-        ("config.json", "{", "not the description"),
-        ("config.json", "[]", "not the description"),
-        ("model.safetensors", "junk", "cannot be read"),
-    ],
-)
-def test_damaged_folders_are_named(tmp_path: Path, name: str, damage: str | None, message: str) -> None:
-    save_stylizer(network(), tmp_path)
-    if damage is None:
-        (tmp_path / name).unlink()
-    else:
-        (tmp_path / name).write_text(damage)
-    with pytest.raises(UserError, match=message) as error:
-        load_stylizer(tmp_path)
-    assert str(tmp_path) in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"name": "os.system"}, "is not one of the networks UNetGenerator, ResNetGenerator"),
-        ({"config": {"width": 3}}, "cannot be built"),
-        (
-            {"config": {"widths": [8, 16], "encoder_blocks": [1, 1], "decoder_blocks": [1], "head_width": 8}},
-            "do not fit",
-        ),
-    ],
-)
-def test_a_description_that_does_not_fit_is_refused(tmp_path: Path, change: dict[str, object], message: str) -> None:
-    save_stylizer(network(), tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    config["generator"].update(change)
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match=message):
-        load_stylizer(tmp_path)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import pickle
 import random
 import zipfile
 from pathlib import Path
@@ -13,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from payload import Payload
 
 from smsff.errors import UserError
 from smsff.training import checkpoints
@@ -223,37 +221,7 @@ def test_whatever_is_changed_in_a_file_is_found_without_another_error(tmp_path: 
             data[draw.randrange(end)] ^= 1 << draw.randrange(8)
         path.write_bytes(data if data != whole else whole[:-1])
         assert damage(path) is not None
+        with pytest.raises(UserError, match=r"ckpt_path=.*a\.ckpt: cannot be read as a checkpoint"):
+            read_checkpoint(path)
     path.write_bytes(whole)
     assert damage(path) is None
-
-
-@pytest.mark.parametrize("kind", ["zip", "pickle", "legacy", "manifest"])
-def test_a_checkpoint_with_a_payload_is_refused_and_the_payload_does_not_run(tmp_path: Path, kind: str) -> None:
-    mark, path = tmp_path / "ran", tmp_path / "evil.ckpt"
-    evil = {"global_step": 1, "state_dict": {"weight": Payload(mark)}}
-    if kind == "manifest":
-        write_checkpoint(evil, path)
-    elif kind == "pickle":
-        path.write_bytes(pickle.dumps(evil))
-    else:
-        torch.save(evil, path, _use_new_zipfile_serialization=kind == "zip")
-    with pytest.raises(UserError) as caught:
-        read_checkpoint(path, key="ckpt")
-    assert str(caught.value).startswith(f"ckpt={path}: ")
-    assert "\n" not in str(caught.value)
-    if kind in ("zip", "manifest"):
-        assert "nothing of it was run: it holds Python code (posix.mkdir)" in str(caught.value)
-    assert not mark.exists()
-
-
-@pytest.mark.parametrize("place", [0.0, 0.3, 0.6, 0.9, 1.0])
-def test_one_flipped_bit_anywhere_is_found(tmp_path: Path, place: float) -> None:
-    path = written(tmp_path / "a.ckpt")
-    assert damage(path) is None
-    data = bytearray(path.read_bytes())
-    end = len(data) - len(zipfile.ZipFile(path).comment) - 3
-    data[int(place * end)] ^= 1
-    path.write_bytes(data)
-    assert damage(path) is not None
-    with pytest.raises(UserError, match=r"ckpt_path=.*a\.ckpt: cannot be read as a checkpoint"):
-        read_checkpoint(path)

@@ -154,11 +154,9 @@ def test_one_number_that_is_not_finite_is_found_wherever_it_lies(bad: float, dty
     assert nonfinite(torch.tensor([0.0, bad], dtype=dtype)).tolist() == [False, True]
 
 
-def test_samples_that_are_not_finite_are_found_and_the_first_stage_is_the_origin() -> None:
+def test_the_first_stage_with_a_sample_that_is_not_finite_is_the_origin() -> None:
     x = torch.zeros(3, 2, 4)
     x[2, 1, 3] = float("inf")
-    assert nonfinite(x).tolist() == [False, False, True]
-    assert nonfinite(torch.tensor([0.0, float("nan")])).tolist() == [False, True]
     fine, one = Evidence(0, torch.tensor([7, 8, 9])), Evidence(1, torch.tensor([4, 5, 6]))
     fine.stages = {"latent": torch.tensor([False] * 3)}
     one.stages = {"latent": torch.tensor([False] * 3), "score": nonfinite(x), "gradient": torch.tensor([True] * 3)}

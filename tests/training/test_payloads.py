@@ -15,7 +15,6 @@ from torch import nn
 
 from smsff.errors import UserError
 from smsff.stylize.export import load_generator_from_checkpoint
-from smsff.stylize.stylizer import load_stylizer
 from smsff.teacher.lora.load import LoraFile, load_style_loras
 from smsff.teacher.stable_diffusion import load_stable_diffusion
 from smsff.training.checkpoints import find_checkpoint, read_checkpoint, write_checkpoint
@@ -63,24 +62,12 @@ def test_as_a_lora(tmp_path: Path, write: Write, name: str) -> None:
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("write", WRITERS)
-@pytest.mark.parametrize("name", ["model.safetensors", "model.onnx", "config.json", "model.pt"])
-def test_as_a_model(tmp_path: Path, write: Write, name: str) -> None:
-    for file in ("model.safetensors", "config.json"):
-        (tmp_path / file).write_text("{}")
-    write({"stem.weight": Payload(tmp_path / "ran")}, tmp_path / name)
-    for model in (tmp_path, tmp_path / name):
-        with pytest.raises(UserError, match=r"model\.|config\.json"):
-            load_stylizer(model)
-    assert not (tmp_path / "ran").exists()
-
-
 @pytest.mark.parametrize("write", [*WRITERS, write_checkpoint])
 def test_as_a_checkpoint(tmp_path: Path, write: Write) -> None:
     path = tmp_path / "run" / "checkpoints" / "last.ckpt"
     path.parent.mkdir(parents=True)
     write({"state_dict": {}, "hyper_parameters": Payload(tmp_path / "ran"), "global_step": 1}, path)
-    with pytest.raises(UserError, match=r"last\.ckpt"):
+    with pytest.raises(UserError, match=r"^ckpt=.*last\.ckpt: "):
         load_generator_from_checkpoint(path)
     for wanted in ("last", str(path)):
         with pytest.raises(UserError, match=r"last\.ckpt|ckpt_path") as refusal:

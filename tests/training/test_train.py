@@ -281,22 +281,3 @@ def test_a_checkpoint_of_another_network_is_refused_by_name(tiny: list[str], tmp
     other = configuration(*common, "generator.widths=[8,16]", f"ckpt_path={last}", f"run_dir={tmp_path / 'b'}")
     with pytest.raises(UserError, match=r"generator\.widths=\[8, 16\] contradicts ckpt_path="):
         train_script.train(other)
-
-
-def test_data_are_looked_at_before_weights_are_loaded(tiny: list[str], tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    data = ["data=folder", f"data.root={tmp_path / 'empty'}"]
-    cfg = configuration(*tiny, *NETWORK, *data, f"run_dir={tmp_path / 'run'}")
-    cfg.teacher.base = str(tmp_path / "no_such_weights")
-    with pytest.raises(UserError, match=r"data\.root: no images"):
-        train_script.train(cfg)
-
-
-def test_missing_weights_and_contradictions_are_user_errors(tiny: list[str], tmp_path: Path) -> None:
-    cfg = configuration(*tiny, *NETWORK, f"run_dir={tmp_path / 'a'}")
-    cfg.teacher.base = str(tmp_path / "no_such_weights")
-    with pytest.raises(UserError, match=r"teacher\.base"):
-        train_script.train(cfg)
-    cfg = configuration(*tiny, "generator=latent", f"run_dir={tmp_path / 'b'}")
-    with pytest.raises(UserError, match="data=single"):
-        train_script.train(cfg)

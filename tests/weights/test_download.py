@@ -251,26 +251,3 @@ def test_an_error_text_is_not_taken_for_weights(server: FileServer, target: Path
     with pytest.raises(UserError, match="is not a safetensors file"):
         fetch(server, target.with_suffix(".safetensors"))
     assert left(target) == []
-
-
-def test_a_server_without_ranges_is_asked_for_everything_again(server: FileServer, target: Path) -> None:
-    server.files["/style.bin"] = Served(CONTENT, break_after=[2 * CHUNK], ranges=False)
-    fetch(server, target)
-    assert server.ranges() == [None, f"bytes={2 * CHUNK}-"]
-    assert target.read_bytes() == CONTENT
-
-
-def test_a_wrong_size_is_refused_before_a_byte_is_fetched(server: FileServer, target: Path) -> None:
-    server.files["/style.bin"] = Served(CONTENT)
-    with pytest.raises(UserError, match=rf"{len(CONTENT):,} bytes, the manifest says 1,000"):
-        fetch(server, target, size=1000)
-    assert left(target) == []
-
-
-def test_a_wrong_size_that_the_server_did_not_tell_is_refused_too(server: FileServer, target: Path) -> None:
-    server.files["/style.bin"] = Served(CONTENT, length=False)
-    with pytest.raises(UserError, match=rf"has {len(CONTENT):,} bytes, the manifest says 1,000"):
-        fetch(server, target, size=1000)
-    assert left(target) == []
-    fetch(server, target)
-    assert target.read_bytes() == CONTENT

@@ -167,16 +167,3 @@ def test_an_auto_encoder_alone(monkeypatch: pytest.MonkeyPatch, cache: Path) -> 
         monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, n=names, **__: listing(n))
         with pytest.raises(UserError, match=f"not in the folder layout of diffusers .it has no {lacking}"):
             ask_hub(REPO, revision=None, variant=None, part=part)
-
-
-def test_a_model_that_changes_during_the_download_is_not_recorded(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(cache))
-    remote = Remote(REPO, COMMIT[::-1], (RemoteFile("model_index.json", 1, None),))
-    with pytest.raises(UserError, match="was changed on the hub during the download; run the command again"):
-        fill_cache(remote, revision=None)
-
-
-def test_a_repository_without_the_layout_of_diffusers_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: listing("model.ckpt", "unet/config.json"))
-    with pytest.raises(UserError, match="not in the folder layout of diffusers"):
-        ask_hub(REPO, revision=None, variant=None)

@@ -105,8 +105,9 @@ def load_captioner(name: str, *, device: str = "auto") -> Captioner:
         if isinstance(error, UserError):
             raise
         raise UserError(
-            f"--model {name}: cannot be loaded ({first_line(error, at_most=200)}). Give the folder of a BLIP captioning "
-            "model, for example after `hf download Salesforce/blip-image-captioning-base --local-dir models/blip` where there is a network"
+            f"--model {name}: cannot be loaded ({first_line(error, at_most=200)}). "
+            "Give the folder of a BLIP captioning model, for example after "
+            "`hf download Salesforce/blip-image-captioning-base --local-dir models/blip` where there is a network"
         ) from None
     if any("text_decoder" in key for key in report["missing_keys"]):
         raise UserError(f"--model {name}: has no weights of a caption decoder; a BLIP captioning model is needed")
