@@ -8,14 +8,7 @@ from smsff.errors import UserError
 
 
 def chosen_device(choice: str, key: str = "--device ") -> torch.device:
-    """``cpu``, ``cuda``, or ``auto``: a GPU if there is one.
-
-    Args:
-        key: The option or key that has the choice, up to its value, for the message.
-
-    Raises:
-        UserError: CUDA is wanted, and there is none.
-    """
+    """``cpu``, ``cuda``, or ``auto``: a GPU if there is one. `key`: option or key up to its value, for the message."""
     there = torch.cuda.is_available()
     if choice == "cuda" and not there:
         raise UserError(f"{key}cuda: torch finds no CUDA device")

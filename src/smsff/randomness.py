@@ -29,9 +29,7 @@ def keyed_seed(seed: int, stream: str, iteration: int, position: int) -> int:
 def keyed_generator(seed: int, stream: str, iteration: int, position: int) -> torch.Generator:
     """A fresh CPU generator for one key.
 
-    Args:
-        stream: Name of the purpose ("crop", "noise", ...); different names give independent draws.
-        iteration: Iteration (micro-batch) number, or any other counter such as the epoch.
+    Different names of `stream` ("crop", "noise", ...) give independent draws; `iteration` may be any counter.
     """
     return torch.Generator().manual_seed(keyed_seed(seed, stream, iteration, position))
 

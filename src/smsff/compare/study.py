@@ -77,14 +77,8 @@ def make(
 ) -> Path:
     """Write the page, and beside it the key; returns the file of the key.
 
-    Args:
-        pictures: By method and photo; a photo that a method lacks is not asked about.
-        style: Folder of pictures that show the style.
-        pairs: Ask about two methods at a time, not about all at once.
-        most: Comparisons that one person is asked about, each in two orders; None for all.
-
-    Raises:
-        UserError: fewer than two methods, more than nine at once, or no photo that all have.
+    A photo that a method lacks is not asked about. `style`: folder of pictures that show the style; `pairs`: two
+    methods at a time; `most`: comparisons that one person is asked about, each in two orders.
     """
     common = [photo for photo in photos if all(photo in files for files in pictures.values())]
     if len(pictures) < 2 or not common:

@@ -73,11 +73,9 @@ def no_option(word: str, following: Sequence[str] = ()) -> UserError:
 
 
 def readable(word: str, *, sweep: bool) -> str:
-    """One override as Hydra can read it.
+    """One override, ``key=value`` with or without ``+`` before it, as Hydra can read it; ``~key`` is left as it is.
 
-    Args:
-        word: ``key=value`` with or without ``+`` before it; ``~key`` is left as it is.
-        sweep: Whether commas separate the values of a sweep.
+    `sweep`: commas separate the values of a sweep.
     """
     head, equal, value = word.partition("=")
     if not equal or word.startswith("~") or _parsed(f"{head}=x") is None:  # Hydra says what is wrong with a key

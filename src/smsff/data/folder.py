@@ -229,17 +229,11 @@ def _size_or_reason(path: str, *, max_pixels: int) -> tuple[int, int] | str:
 
 
 def split_by_name(names: Sequence[str], fraction: float) -> tuple[list[int], list[int]]:
-    """Divide images into training and validation by a hash of their names.
+    """Divide images into training and validation by a hash of their names: indices of both, ascending.
 
     An image stays on its side when others come or go. Of two images or more at least one is on each side (unless
-    ``fraction`` is 0); only that rule, in very small folders, can move an image later.
-
-    Args:
-        names: Names as from ``ImageFolder.name``.
-        fraction: Expected share of the validation images, in [0, 1).
-
-    Returns:
-        Indices for training and for validation, each ascending.
+    ``fraction``, the expected share of validation, is 0); only that rule, in very small folders, can move an image
+    later.
     """
     ranks = [int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") / 2**64 for name in names]
     order = sorted(range(len(names)), key=lambda i: (ranks[i], names[i]))

@@ -34,14 +34,7 @@ class SamePicture(Dataset[dict[str, Any]]):
 
 
 class SingleImage(LightningDataModule):
-    """A picture, resized once, as a batch of one in every step; the arguments are the keys of ``data``.
-
-    Attributes:
-        image: (3, H, W) float32 in [-1, 1].
-
-    Raises:
-        UserError: a file that cannot be read, or with too many pixels at this size.
-    """
+    """A picture, resized once, as a batch of one in every step; the arguments are the keys of ``data``."""
 
     def __init__(
         self, *, path: str | None = None, short_side: int, multiple: int = 8, caption: str = "", steps: int

@@ -20,14 +20,7 @@ def load_released(path: str | Path, *, key: str) -> ResNetGenerator:
     """The network of a released file: names and sizes say its width, its blocks and whether it is antialiased.
 
     The convolutions of both come in the same order, so those of the file are taken by the numbers in their names. The
-    file is read as tensors; nothing of it is run.
-
-    Args:
-        path: A state dictionary that torch has saved, of 4 convolutions and those of the blocks.
-        key: What names it in messages.
-
-    Raises:
-        UserError: It is not there, cannot be read as tensors, or is another network.
+    file is read as tensors; nothing of it is run. UserError, which names `key`, if it is another network.
     """
     source = f"{key}={path}"
     if not Path(path).is_file():

@@ -33,9 +33,7 @@ def no_fake(z_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
 def batch_scores(teacher: Teacher, fake: Score | None, cond: Conditions, *, share: bool = False) -> Scores:
     """The four scores with the prompts of a batch filled in.
 
-    Args:
-        fake: The score that is trained online, if the objective needs one.
-        share: Leave the fake's prediction with its graph, and t, in ``shared``, for the fake's own loss.
+    `share` leaves the fake's prediction with its graph, and t, in ``shared``, for the fake's own loss.
     """
     seen: dict[str, Tensor] = {}
     shared: list[tuple[Tensor, Tensor]] = []

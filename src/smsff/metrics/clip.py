@@ -16,11 +16,7 @@ MAX_TOKENS = 77
 class Clip(nn.Module):
     """A CLIP model with its processor, from a local folder in transformers' layout; float32.
 
-    Pre-processing is the processor's own: for the published models the shorter side to 224 pixels (bicubic), centre
-    crop 224 x 224, CLIP's mean and deviation; texts are cut at 77 tokens.
-
-    Raises:
-        UserError: the folder holds no CLIP model with tokenizer and image processor.
+    Pre-processing is the processor's own; texts are cut at 77 tokens.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -60,12 +56,7 @@ class Clip(nn.Module):
         return torch.stack([self._texts[text] for text in texts])
 
     def scores(self, images: Tensor, texts: Sequence[str]) -> Tensor:
-        """exp(logit scale) times the cosine of each picture with its text, (B,): PickScore with its weights.
-
-        Args:
-            images: (B, 3, H, W) in [0, 1].
-            texts: One for each picture.
-        """
+        """exp(logit scale) times the cosine of each picture with its text, (B,): PickScore with its weights."""
         cosine = (self.embed_images(images) * self.embed_texts(texts)).sum(-1)
         return self.model.logit_scale.exp() * cosine
 

@@ -74,9 +74,6 @@ def frechet_distance(a: FeatureSet, b: FeatureSet) -> float:
 
     With C = R R^T the last trace is the sum of the singular values of R_a^T R_b. That needs no root of a product of two
     singular matrices, which is what fails or costs digits where there are fewer images than features.
-
-    Raises:
-        UserError: one of the sets has fewer than two features.
     """
     if min(a.count, b.count) < 2:
         raise UserError(f"the Frechet distance needs two images on each side, there are {a.count} and {b.count}")
@@ -95,11 +92,7 @@ def kernel_distance(a: FeatureSet, b: FeatureSet) -> tuple[float, float]:
     """KID (Binkowski et al. 2018), the unbiased estimate of the squared maximum mean discrepancy, with standard error.
 
     The full estimate over the kept features of both sets, where the authors average 100 subsets of 1,000: the same
-    expectation, less noise, no random subsets. Zero in expectation for two sets of one distribution, so it may be
-    negative. The standard error is that of the jackknife over both sets.
-
-    Raises:
-        UserError: one of the sets has fewer than three features.
+    expectation, less noise, no random subsets. The standard error is that of the jackknife over both sets.
     """
     if min(a.count, b.count) < 3:
         raise UserError(f"KID needs three images on each side, there are {a.count} and {b.count}")

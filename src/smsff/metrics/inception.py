@@ -56,9 +56,6 @@ class ReferenceInception(nn.Module):
 
     The picture (B, 3, H, W) in [0, 1] is rounded to 8 bits and resized to 299 x 299, bilinear without antialiasing as
     in TensorFlow 1 (the aspect ratio is not kept), then mapped to [-1, 1).
-
-    Raises:
-        UserError: torch-fidelity is not installed, or the file is another network.
     """
 
     def __init__(self, path: Path) -> None:

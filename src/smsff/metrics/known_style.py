@@ -68,10 +68,6 @@ def style_distance(y: Tensor, truth: Tensor) -> Tensor:
 
     Patches of 7 x 7 x 3 at every second pixel, means kept, of three scales (each the 2 x 2 mean of the one before);
     128 fixed unit directions: mean over directions and scales of |sorted projection of y - that of the truth|.
-    A shift of the whole picture by d grey levels in every channel gives about 0.8 d.
-
-    Raises:
-        ValueError: shapes differ, or the coarsest scale is smaller than a patch.
     """
     if y.shape != truth.shape:
         raise ValueError(f"pictures of one shape are needed, not {tuple(y.shape)} and {tuple(truth.shape)}")

@@ -22,11 +22,7 @@ FOLDER = "SMSFF_METRICS"
 class NetworkFile:
     """One file, or one model of the Hugging Face hub, as its authors published it.
 
-    Attributes:
-        key: Its name in ``--weights KEY=PATH`` and in results.
-        name: File name, or hub id.
-        size: Bytes; of a model of the hub the published size, rounded.
-        source: Address of a file; a model of the hub is found by its name.
+    `key` is its name in ``--weights KEY=PATH``, `name` the file name or hub id; the size of a model is rounded.
     """
 
     key: str
@@ -72,12 +68,7 @@ PUBLISHED = {file.key: file for file in _FILES}
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """A network that is there.
-
-    Attributes:
-        path: File, or model folder.
-        sha256: Of the file; of a folder, of its largest file.
-    """
+    """A network that is there; the hash of a model folder is that of its largest file."""
 
     file: NetworkFile
     path: Path
@@ -121,13 +112,8 @@ def parse_paths(options: Sequence[str]) -> dict[str, Path]:
 
 
 def find(key: str, paths: Mapping[str, Path]) -> Found:
-    """The network with this key.
-
-    Args:
-        paths: Places that the user names, by key; what is there is taken even if it is not the published file.
-
-    Raises:
-        MissingNetworkError: it is nowhere, or a file of this name is another one (a download that broke off).
+    """The network with this key, at the place that the user names, even if it is not the published file, or else where
+    it is kept. MissingNetworkError: it is nowhere, or a file of this name is another one (a download that broke off).
     """
     file = PUBLISHED[key]
     path = paths.get(key) or next((place for place in candidates(file) if place.exists()), None)

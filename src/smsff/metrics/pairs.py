@@ -72,14 +72,7 @@ def pair_up(
     """Pair by relative name: ``a/b.png`` of the results with ``a/b.png`` of the content, else its ``a/b.jpg``.
 
     A result without content, or without truth where a truth folder is given, is in no pair, and so is a content
-    picture without result.
-
-    Args:
-        rivals: Folders of other methods' results.
-        skip: Pictures below this folder are no results (it holds the report).
-
-    Raises:
-        UserError: a folder is missing or empty, or nothing pairs.
+    picture without result. Pictures below `skip` (the report) are no results. UserError if nothing pairs.
     """
     ours, contents = PictureFolder(results, "RESULTS"), PictureFolder(content, "--content")
     truths = PictureFolder(truth, "--truth") if truth else None

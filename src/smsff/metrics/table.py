@@ -36,10 +36,7 @@ COLUMNS = {  # figure -> heading, decimals
 def build_table(measured: Mapping[str, Mapping[str, Figures]]) -> Table:
     """Rows in the order of ROWS, each photo's figures followed by their mean.
 
-    Args:
-        measured: row -> photo -> figures; all rows of ROWS, each with the same photos.
-    Raises:
-        ValueError: a row or a photo is missing.
+    `measured`: row -> photo -> figures. ValueError if a row or a photo is missing.
     """
     if missing := [row for row in ROWS if row not in measured]:
         raise ValueError(f"the table needs a row for {', '.join(missing)}")

@@ -113,12 +113,7 @@ def measured(
     device: torch.device,
     skip: Path | None = None,
 ) -> dict[str, Any]:
-    """The content of evaluation.json.
-
-    Args:
-        groups, networks, found: What is measured, as `choose_groups` and `load_networks` give it.
-        skip: Pictures below this folder are no results.
-    """
+    """The content of evaluation.json; pictures below `skip` are no results."""
     from smsff.data.images import find_images
     from smsff.metrics.evaluation import Evaluator
     from smsff.metrics.pairs import pair_up
@@ -137,14 +132,10 @@ def measured(
 
 
 def choose_groups(figures: str | None, given: Mapping[str, object]) -> tuple[list[str], dict[str, str]]:
-    """The groups of figures to measure, and for each other one the input it needs: whatever is installed.
+    """The groups of figures to measure, and for each other one the input of `given` that it needs: whatever is
+    installed.
 
-    Args:
-        figures: Names of groups, separated by commas; None for all.
-        given: Each of `INPUTS`, None where there is none.
-
-    Raises:
-        UserError: ``--figures`` names an unknown one, or one for which something is not given.
+    UserError if ``--figures`` names an unknown one, or one for which something is not given.
     """
     from smsff.metrics.figures import GROUPS
 

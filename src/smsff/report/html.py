@@ -26,15 +26,9 @@ FIRST = ("train/loss", "train/matching", "train/spectrum", "train/fake", "train/
 
 
 def write_report(path: str | Path, runs: Sequence[str | Path], *, title: str | None = None, limit: int = LIMIT) -> Path:
-    """Write the report and return its path.
+    """Write the report of training runs, evaluations, comparisons or folders of such, and return its path.
 
-    Args:
-        runs: Folders of training runs (train.py), of evaluations (``smsff evaluate``), or of sweeps of such.
-        title: Heading; made from the names if not given.
-        limit: Most bytes of all pictures in the page.
-
-    Raises:
-        UserError: a folder holds no run, or the file cannot be written.
+    `title` is made from the names if not given; `limit` is the most bytes of all pictures in the page.
     """
     target = Path(path)
     entries = collect([Path(run) for run in runs])

@@ -19,10 +19,7 @@ def close(x: Tensor, size: int) -> Tensor:
 def erase_lines(x: Tensor, size: int, threshold: float) -> Tensor:
     """Dark lines give way to the colours beside them, which meet in the middle of where the line was.
 
-    Args:
-        x: (B, 3, H, W) in [0, 1].
-        size: Odd; wider lines stay.
-        threshold: How much darker than both sides, in luma, a line is.
+    Lines wider than `size`, an odd number, stay; `threshold` is how much darker than both sides, in luma, a line is.
     """
     grey = luma(x)
     line = F.max_pool2d((close(grey, size) - grey > threshold).to(x), 3, stride=1, padding=1)
@@ -59,14 +56,8 @@ def patches(count: int, size: tuple[int, int], rng: np.random.Generator) -> Tens
 def degrade(styled: Tensor, photos: Tensor, rng: np.random.Generator, *, tones: float = 1.0) -> Tensor:
     """Styled pictures with what a style removes put back: soft edges without lines or rims, texture, other tones.
 
-    Args:
-        styled: (B, 3, H, W) in [0, 1].
-        photos: (B, 3, H, W) in [0, 1], of other scenes; their fine detail is the texture.
-        rng: Each step happens to each picture with its own chance and strength.
-        tones: How far brightness and contrast are bent; 0 for a style that leaves them as they are.
-
-    Returns:
-        (B, 3, H, W) in [0, 1].
+    Pictures are (B, 3, H, W) in [0, 1]; the fine detail of `photos`, of other scenes, is the texture. Each step happens
+    to each picture with its own chance and strength; ``tones=0`` leaves brightness and contrast as they are.
     """
 
     def draw(low: float, high: float, chance: float) -> Tensor:

@@ -48,9 +48,7 @@ def min_snr_weight(alpha_bar: Tensor, prediction_type: str, gamma: float | None)
 def denoising_target(schedule: NoiseSchedule, z: Tensor, z_t: Tensor, t: Tensor) -> Tensor:
     """What the network should answer at z_t if the clean latent is z: eps*, v* or eps* - z, shape of z.
 
-    Args:
-        z, z_t: (B, C, h, w), float32; z_t need not be made of z.
-        t: long (B,).
+    z_t, float32 as z, need not be made of z.
     """
     ab = schedule.alpha_bar(t)
     if schedule.prediction_type != "v_prediction":

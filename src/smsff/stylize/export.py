@@ -40,11 +40,9 @@ class Exported:
 
 
 def save_stylizer(generator: Network, folder: str | Path, meta: Mapping[str, Any] | None = None) -> None:
-    """Write model.safetensors and config.json, each whole or not at all.
+    """Write model.safetensors and config.json, each whole or not at all, over files of these names.
 
-    Args:
-        folder: Made if needed; files of these names are replaced.
-        meta: JSON-ready facts about the training, stored under "training".
+    `meta`: facts about the training for JSON, stored under "training".
     """
     folder = Path(folder)
     description = {
@@ -121,13 +119,8 @@ def export_checkpoint(
 ) -> Exported:
     """Export a checkpoint's network and compare what was written with the checkpoint.
 
-    Args:
-        out: Folder to write to; None for `export/` in the run folder.
-        format: "safetensors" (model.safetensors, config.json) or "onnx" (model.onnx).
-        precision: Of an ONNX file, "float32", "float16" or "int8".
-
-    Raises:
-        UserError: For bad input, or if ONNX packages are missing.
+    `out` is a folder, by default `export/` in the run folder; `format` "safetensors" or "onnx"; `precision`, of an ONNX
+    file, "float32", "float16" or "int8". UserError for bad input, or if ONNX packages are missing.
     """
     if format not in FORMATS:
         raise UserError(f"format={format} is not one of {', '.join(FORMATS)}")

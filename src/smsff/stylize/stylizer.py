@@ -120,17 +120,11 @@ def to_unit_range(generator: Callable[[Tensor], Tensor], rgb: Tensor) -> Tensor:
 
 
 def load_stylizer(folder: str | Path, *, device: str | torch.device = "cpu", tile: int | None = None) -> Stylizer:
-    """Load what `export.py` wrote, safetensors or ONNX, or a released generator; nothing that could run code.
+    """Load what `export.py` wrote, safetensors or ONNX, or a released generator (.pth of CycleGAN, CUT or Scenimefy).
 
-    Everything is checked before it is built, so a model of a stranger is safe to load.
-
-    Args:
-        folder: Folder with model.safetensors and config.json or with model.onnx; or an .onnx file; or a .pth file of
-            CycleGAN, CUT or Scenimefy.
-        device, tile: See `Stylizer`.
-
-    Raises:
-        UserError: If a file is missing, unreadable or does not describe a network of smsff.
+    Everything is checked before it is built, and nothing in it is run, so a model of a stranger is safe to load.
+    UserError if a file is missing, unreadable or does not describe a network of smsff. `device`, `tile`: see
+    `Stylizer`.
     """
     folder = Path(folder)
     where = printable(folder)

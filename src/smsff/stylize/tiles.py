@@ -42,16 +42,11 @@ def in_tiles(
     halo: int,
     multiple: int,
 ) -> Tensor:
-    """function(*inputs), computed tile by tile.
+    """function(*inputs), computed tile by tile; nothing else of the result's size is allocated.
 
-    Nothing else of the result's size is allocated.
-
-    Args:
-        function: Of maps (B, C, h, w) whose sides are the result's times one factor each, a whole number or 1/2.
-        size: Height and width of the result.
-        tile: Side of a tile of the result.
-        halo: How far, in pixels of the result, an input can act beyond its own place.
-        multiple: Grid of the function, in pixels of the result; an even number for inputs of half its size.
+    The inputs are maps (B, C, h, w) whose sides are those of the result times a whole number or 1/2. In pixels of the
+    result: `size`, its height and width; `tile`, the side of a tile; `halo`, how far an input can act beyond its own
+    place; `multiple`, the grid of the function, even for inputs of half its size.
     """
     scales = [Fraction(x.shape[-1], size[1]) for x in inputs]
     out: Tensor | None = None

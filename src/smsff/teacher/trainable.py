@@ -29,21 +29,12 @@ def add_lora(
 ) -> dict[str, nn.Parameter]:
     """Add a trainable adapter that changes nothing yet: up zero, down uniform as torch initialises a linear layer.
 
+    The chosen linear layers and convolutions become W + alpha / rank * up @ down; `target_modules` are their names or
+    the ends of them (``to_q``, ``to_out.0``, ``conv1``). The down matrices depend on `seed` alone. `keys` are the
+    config keys of `rank` and `target_modules`, to name in messages.
+
     Adding one touches the other adapters and switches itself on: refresh the model's `AdapterSwitch` afterwards, and
-    freeze what is to be frozen.
-
-    Args:
-        model: a U-Net or text encoder; gets W + alpha / rank * up @ down in the chosen layers.
-        target_modules: names of the layers, or the ends of them (``to_q``, ``to_out.0``, ``conv1``, ``proj_in``);
-            linear layers and convolutions.
-        seed: of the down matrices, which depend on nothing else.
-        keys: config keys of `rank` and `target_modules`, to name in messages.
-
-    Returns:
-        The parameters by ``<layer>.lora_A.weight``, in a fixed order.
-
-    Raises:
-        UserError: a name in `target_modules` fits no layer.
+    freeze what is to be frozen. Returns the parameters by ``<layer>.lora_A.weight``, in a fixed order.
     """
     _check_targets(model, target_modules, keys[1])
     with warnings.catch_warnings():  # peft warns of a second adapter, which is what is wanted here

@@ -36,14 +36,7 @@ PART = ".part"
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What stands in the archive comment.
-
-    Attributes:
-        format: Version of the layout of the file.
-        sha256: Of the archive with an empty comment.
-        saved: Seconds since the epoch: survives copying, unlike the file's own time.
-        smsff, torch: Versions that wrote it.
-    """
+    """What stands in the archive comment; the hash is that of the archive with an empty comment."""
 
     format: int
     sha256: str

@@ -37,12 +37,9 @@ SILENT = re.compile(r"DataLoader timed out after ([\d.]+) seconds")
 
 
 def explain(error: BaseException, plain: Mapping[str, Any] | None, *, lost: str | None = None) -> RunError | None:
-    """The fault behind an exception, or None if it is none of those that are known.
+    """The fault behind an exception or one of its causes, or None if it is none of those that are known.
 
-    Args:
-        error: Its causes are looked at too.
-        plain: The configuration, for what could be changed; None if there is none yet.
-        lost: What is known of a process of this run that is gone.
+    `plain` is the configuration, if there is one yet; `lost` what is known of a process of this run that is gone.
     """
     seen: list[BaseException] = []
     cause: BaseException | None = error

@@ -19,9 +19,7 @@ COMBINED: dict[str, Callable[[Tensor], Tensor]] = {
 def of_whole_batch(figures: Mapping[str, Tensor], gather: Callable[..., Any]) -> dict[str, Tensor]:
     """Combine scalars over all processes, in one exchange.
 
-    Args:
-        figures: () each, by name.
-        gather: (F,) of this process to (N, F) of all of them.
+    `gather`: (F,) of this process to (N, F) of all of them.
     """
     each = gather(torch.stack([value.detach().double() for value in figures.values()]))
     each = each.view(-1, len(figures)).float()

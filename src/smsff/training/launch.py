@@ -74,9 +74,7 @@ def check_processes(trainer: Mapping[str, Any], *, sweep: bool) -> None:
 def child_command(script: Path, local_rank: int, *, replace: Mapping[str, str] | None = None) -> list[str]:
     """The command of one further process of the Hydra job that is running.
 
-    Args:
-        local_rank: Rank on this machine, from 1.
-        replace: Overrides that the child gets instead of what stood on the command line.
+    `local_rank` is from 1; `replace` has overrides instead of what stood on the command line.
     """
     config, replaced = HydraConfig.get(), replace or {}
     kept = [text for text in config.overrides.task if text.partition("=")[0].lstrip("+~") not in replaced]

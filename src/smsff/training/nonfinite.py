@@ -81,21 +81,14 @@ class StepGuard:
         self._waiting: deque[tuple[int, Tensor, list[str], list[Evidence], torch.cuda.Event | None]] = deque()
 
     def see(self, batch: Mapping[str, Any], stages: Mapping[str, Tensor], times: Mapping[str, Tensor]) -> None:
-        """Note what a micro-batch has computed.
-
-        Args:
-            batch: As the loader made it.
-            stages: Tensors (B, ...) in the order in which they were computed.
-        """
+        """Note what a micro-batch has computed; `stages`: tensors (B, ...) in the order in which they were computed."""
         flags = {name: nonfinite(x) for name, x in stages.items()}
         self._batches.append(Evidence(int(batch["iteration"][0]), batch["index"], flags, dict(times)))
 
     def decide(self, optimizer: Optimizer, norms: Mapping[str, Tensor], *, step: int) -> None:
         """Tell a fused optimizer whether the step that it is about to make counts.
 
-        Args:
-            optimizer: Its groups must be fused.
-            norms: Gradient norm of every group, (); a NaN or Inf in any gradient shows in them.
+        `norms`: gradient norm of every group, (); a NaN or Inf in any gradient shows in them.
         """
         figures = torch.stack([norm.detach() for norm in norms.values()])
         bad = (~torch.isfinite(figures)).any().float()

@@ -100,11 +100,7 @@ def update_average(average: AveragedModel, model: nn.Module, *, decay: float, sk
     """Move an average towards the weights and buffers of a model, without waiting for the device.
 
     The decay is min(decay, (1 + n) / (10 + n)) after n updates, so that short runs are averaged too; the first update
-    is a copy.
-
-    Args:
-        average: Its ``n_averaged`` counts the updates.
-        skip: (), 1 if this update is to change nothing; None is 0.
+    is a copy. Where `skip` is 1 nothing changes.
     """
     count = average.n_averaged
     weight = torch.where(count == 0, 1.0, 1 - ((1 + count) / (10 + count)).clamp(max=decay))

@@ -22,11 +22,7 @@ from smsff.weights.manifest import LOCK, Locked, Need, Status, look, needs, read
 def fetch(overrides: Sequence[str], *, conf: str | None = None, dry_run: bool = False) -> int:
     """Fetch what is missing of the weights that a command line needs, one line for each on stdout.
 
-    Returns:
-        0 if everything is there (or would be), 1 if something is missing; it is named.
-
-    Raises:
-        UserError: there is no such configuration.
+    Returns 0 if everything is there (or would be), 1 if something is missing; it is named.
     """
     plain = composed(find_conf(conf), overrides)
     output, locked = _Output(), read_lock()

@@ -92,13 +92,8 @@ def missing_bytes(remote: Remote) -> int:
 
 
 def fill_cache(remote: Remote, *, revision: str | None, say: Callable[[str], None] = nothing) -> dict[str, FileRecord]:
-    """Bring the needed files into the hub's cache (resumed by its client), and hold them against sizes and hashes.
-
-    Returns:
-        Size and hash of every file by its name.
-
-    Raises:
-        UserError: the disk is too small, the network broke, or a file is not what the hub says it is.
+    """Bring the needed files into the hub's cache (resumed by its client), and hold them against sizes and hashes: size
+    and hash of every file by its name. UserError: the disk is too small, the network broke, or a file is another one.
     """
     from huggingface_hub import constants, snapshot_download
 

@@ -162,13 +162,7 @@ class Status:
 
 
 def look(need: Need, locked: Locked | None, *, verify: bool, progress: Progress = nothing) -> Status:
-    """Find out about one need, in milliseconds without ``verify``.
-
-    Args:
-        locked: What was recorded of it, if anything.
-        verify: Compute the hashes of the files, some seconds for each gigabyte.
-        progress: Told of the bytes of each file that is hashed.
-    """
+    """Find out about one need, in milliseconds; ``verify`` computes the hashes too, some seconds for each gigabyte."""
     revision: str | None = None
     place: Path | None = need.path
     if need.hub and not need.path.is_dir():

@@ -39,10 +39,8 @@ def needed_files(
 ) -> list[str]:
     """Those of the files of a repository (paths with ``/``) that loading its pipeline reads, sorted.
 
-    Args:
-        variant: Suffix of the weights to prefer, such as ``fp16``.
-        weights: False for settings and tokenizers alone.
-        part: One of `PARTS` alone.
+    Of the weights those with the suffix `variant`, such as ``fp16``, come first; without `weights` settings and
+    tokenizers alone; with `part`, one of `PARTS`, this alone.
     """
     listing = sorted(names)
     if part is not None:

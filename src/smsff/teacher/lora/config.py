@@ -41,9 +41,7 @@ class SavedConfig:
     def scale(self, names: Sequence[str], rank: int | None) -> float:
         """alpha / rank of a layer, or alpha / sqrt(rank). Where there is no alpha, alpha is the rank.
 
-        Args:
-            names: of the layer, in the file and in the model.
-            rank: as the tensors have it; None if they do not tell (a LoKr without decomposition).
+        `names`: of the layer, in the file and in the model. `rank` is None where the tensors do not tell it.
         """
         r = rank or _by_pattern(self.rank_pattern, names, self.rank)
         if r is None:

@@ -33,11 +33,8 @@ NAMED = 8
 
 
 class BadSteps(pl.Callback):
-    """Reports what the module's `StepGuard` has skipped, and ends a run that does nothing else any more.
-
-    Args:
-        path: The report that is written at the end of such a run, JSON.
-        limit: Skipped steps in a row after which the run ends, with a checkpoint.
+    """Reports what the module's `StepGuard` has skipped; after `limit` skipped steps in a row it ends the run, with a
+    checkpoint and the report `path` in JSON.
     """
 
     def __init__(self, *, path: str | Path, limit: int) -> None:

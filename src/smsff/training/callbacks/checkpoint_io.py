@@ -15,17 +15,10 @@ log = logging.getLogger(__name__)
 
 
 class SafeCheckpointIO(CheckpointIO):
-    """Atomic writing, former checkpoints kept, safe reading.
+    """Atomic writing, `keep` former checkpoints beside ``last.ckpt`` as ``step_XXXXXX.ckpt``, safe reading.
 
     A checkpoint that cannot be written (disk full, quota, file system read-only) does not end the run and does not
-    touch the former one: it is reported, and the next interval tries again. Whoever needs the outcome, such as
-    `LastCheckpoint` at the end of a run, finds it in ``failure``.
-
-    Args:
-        keep: Former checkpoints kept beside ``last.ckpt``, as ``step_XXXXXX.ckpt``.
-
-    Attributes:
-        failure: Why the last write failed; None if it did not.
+    touch the former one: it is reported, and the next interval tries again. ``failure`` says why the last write failed.
     """
 
     def __init__(self, *, keep: int = 2) -> None:

@@ -28,14 +28,8 @@ class LastCheckpoint(pl.Callback):
     """Saves at the last step, and makes the step at which a signal arrives the last one.
 
     Interrupting in the middle of an optimizer step would leave half-updated weights; so the step is finished first,
-    with all its micro-batches. A second signal some seconds later stops at once; the last regular checkpoint then
-    stands.
-
-    SIGINT, SIGTERM, SIGUSR1 and SIGUSR2 are handled. A Slurm job that is evicted is also requeued. Lightning's own
-    handler would save in the middle of the step, on the process where the signal came first.
-
-    Attributes:
-        received: The signal that ended the run, if any.
+    with all its micro-batches. A second signal some seconds later stops at once. A Slurm job that is evicted is also
+    requeued. Lightning's own handler would save in the middle of the step, on the process where the signal came first.
     """
 
     def __init__(self, *, path: str | Path) -> None:
