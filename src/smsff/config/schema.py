@@ -214,7 +214,10 @@ ARGUMENTS: dict[str, Key] = {
     "teacher.lora": Key("LoRA of the style: a file, or a list of {path: FILE, strength: NUMBER}"),
     "teacher.lora_strength": Key("factor on the LoRA", STRENGTH),
     "teacher.lora_text": Key("false: leave out what the LoRA does to the text encoders"),
-    "teacher.config": Key("settings and tokenizer of a single file: folder or hub id; null: the published ones"),
+    "teacher.config": Key(
+        "folder or hub id: settings and tokenizer of a single file (null: the published ones); of a flow's all but the "
+        "transformer"
+    ),
     "teacher.vae": Key("another auto-encoder than the base's: folder, hub id or single file; null: its own"),
     "teacher.prediction_type": Key("what the base predicts; null: as the checkpoint says"),
     "teacher.shift": Key("of a flow: noise over signal at each t, times that of Stable Diffusion's grid", GAMMA),

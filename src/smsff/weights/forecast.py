@@ -114,6 +114,8 @@ def _key_of(network: str, teacher: Mapping[str, Any]) -> str:
     """The config key that a network comes from."""
     if network.startswith("style's"):
         return "teacher.style_base"
+    if network != "transformer" and teacher["_target_"].endswith(".load_flow") and teacher.get("config"):
+        return "teacher.config"
     return "teacher.vae" if network == "auto-encoder" and teacher.get("vae") else "teacher.base"
 
 
@@ -122,8 +124,8 @@ def _shape(plain: Mapping[str, Any], key: str, otherwise: Any, assumed: list[str
     from smsff.teacher.base.components import find_config
     from smsff.teacher.base.families import family_config
     from smsff.teacher.base.source import Source
-    from smsff.teacher.flow.families import read_flow_config
     from smsff.teacher.flow.published import PUBLISHED_FLOWS
+    from smsff.teacher.flow.single_file import find_flow_config
 
     teacher = plain["teacher"]
     name, revision = str(teacher[key]), teacher.get("revision") if key == "base" else None
@@ -133,7 +135,7 @@ def _shape(plain: Mapping[str, Any], key: str, otherwise: Any, assumed: list[str
     config = None if settings is None else Source(settings, "teacher.config", None, None, True)
     try:
         if teacher["_target_"].endswith(".load_flow"):
-            return read_flow_config(source)
+            return find_flow_config(source, config)
         if vae is None:
             return find_config(source, config, own_vae=key == "base")
         try:
