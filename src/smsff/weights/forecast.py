@@ -37,9 +37,11 @@ def forecast(
 
     Returns:
         The forecast as plain containers, or None and why there is none. ``total``: on each device; ``run``: on the disk
-        for checkpoints; ``to_fetch``: of weights that are missing, about; ``assumed``: what was taken for granted.
+        for checkpoints; ``to_fetch``: of weights that are missing, about; ``quantised``: of a flow, the total for each
+        value of ``teacher.quantise``; ``assumed``: what was taken for granted.
     """
-    from smsff.weights.memory import Adapter, predict
+    from smsff.teacher.flow.families import FlowConfig
+    from smsff.weights.memory import Adapter, predict, quantised_totals
 
     logging.getLogger("diffusers").setLevel(logging.ERROR)  # it comments on casts of networks that hold nothing
     teacher, data, trainer = plain["teacher"], plain["data"], plain["trainer"]
@@ -54,13 +56,15 @@ def forecast(
             else None
         )
         settings, space = _adapter(plain), _space(plain)
+        adapter = None if settings is None else Adapter(**settings)
+        dtype, quantise = teacher.get("dtype", "float32"), teacher.get("quantise")
         estimate = predict(
             base,
             style_base=style_base,
             batch=batch,
             size=(side, side),
-            dtype=teacher.get("dtype", "float32"),
-            adapter=None if settings is None else Adapter(**settings),
+            dtype=dtype,
+            adapter=adapter,
             generator=_generator(plain, side, batch),
             style_lora=_lora_elements(found),
             gradient_checkpointing=bool(teacher.get("gradient_checkpointing", True)),
@@ -71,8 +75,10 @@ def forecast(
             encoder=space != "latent",
             share_draw=bool((plain.get("speed") or {}).get("share_draw")),
             processes=_processes(trainer, gpus),
-            quantise=teacher.get("quantise"),
+            quantise=quantise,
         )
+        flow = isinstance(base, FlowConfig)
+        totals = quantised_totals(base, estimate, quantise, dtype=dtype, adapter=adapter) if flow else {}
     except UserError as error:
         return None, str(error)
     missing = {status.need.key for status in found if status.state == "missing"}
@@ -82,6 +88,7 @@ def forecast(
         "size": side,
         **asdict(estimate),
         "total": estimate.total,
+        "quantised": totals,
         "run": estimate.trained * (plain.get("checkpoint_keep", 0) + 2),
         "to_fetch": sum(n.parameters for n in fetched) * (2 if teacher.get("variant") == "fp16" else 4),
         "assumed": assumed,
@@ -108,6 +115,14 @@ def room_problems(
             f"{spell_size(run_dir['free'])} are free there: lower checkpoint_keep or take another disk"
         )
     return found
+
+
+def fitting(memory: Mapping[str, Any], size: float) -> str:
+    """Whether a card with so many bytes holds the run: ``yes``, ``no``, or with which ``teacher.quantise``."""
+    if memory["total"] + CUDA_CONTEXT <= size:
+        return "yes"
+    kinds = [kind for kind, total in memory["quantised"].items() if total + CUDA_CONTEXT <= size]
+    return f"with teacher.quantise={' or '.join(kinds)}" if kinds else "no"
 
 
 def _key_of(network: str, teacher: Mapping[str, Any]) -> str:
