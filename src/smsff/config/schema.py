@@ -151,7 +151,9 @@ class TrainConfig(AnyTraining):
     fake_score: Annotated[dict, Key("LoRA on the base, trained on the generator's output")]
     warmup: Annotated[dict, Key("reconstruction of the input before style matching begins")]
     optimizer: Annotated[OptimizerGroups, Key("AdamW, one group for each trained part")]
-    fake_draws: Annotated[int, Key("draws of (t, noise) of the fake score's loss in each step", Range(1, 1024))]
+    fake_draws: Annotated[
+        int, Key("draws of (t, noise) of the fake score's loss, averaged in the one update of a step", Range(1, 1024))
+    ]
     ema_decay: Annotated[
         float, Key("average of the generator's weights, for samples and export; reached gradually, 0: none", DECAY)
     ]
