@@ -184,10 +184,6 @@ def test_what_a_flow_cannot_do_is_refused_before_weights_load(tmp_path: Path) ->
     ):
         with pytest.raises(UserError, match=message):
             load_flow(base=str(tmp_path), local_files_only=True, **options)  # type: ignore[arg-type]
-    file = tmp_path / "flux.safetensors"
-    file.touch()
-    with pytest.raises(UserError, match="a single file has no text encoders"):
-        load_flow(base=str(file))
 
 
 def test_a_distilled_model_is_loaded_with_a_warning(

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from flow_files import original_names
 from safetensors.torch import save_file
 from same_run import PARTS, content, difference, losses
 from styled import write_pictures
 from test_families_train import NETWORK, ROOT, check
 from test_flow_lora import LAYERS, Files
-from test_train import _leave_torch_as_it_was, configuration, train_script  # noqa: F401
+from test_train import _leave_torch_as_it_was, command, configuration, finished, train_script  # noqa: F401
 from tiny_flow import FAMILIES, build_flow
 
 from smsff.stylize.export import load_generator_from_checkpoint
@@ -62,6 +63,25 @@ def test_twenty_steps_then_resumed_and_exported(
     network, _ = load_generator_from_checkpoint(whole)
     x = torch.rand(1, 3, 40, 56) * 2 - 1
     assert network(x).shape == x.shape
+
+
+@pytest.mark.slow
+def test_two_processes_with_a_single_file_equal_one_with_the_folder_and_the_whole_batch(
+    options: Callable[[str], list[str]], flow_pipeline: Flows, tmp_path: Path
+) -> None:
+    file, runs = tmp_path / "mine.safetensors", (tmp_path / "one", tmp_path / "two")
+    save_file(original_names(build_flow("sd35").transformer, "sd35"), file)
+    common = [*options("sd35"), *NETWORK, "steps=5", "trainer.precision=64-true", "fake_draws=2"]
+    train_script.train(configuration(*common, f"run_dir={runs[0]}"))
+    single = [f"teacher.base={file}", f"teacher.config={flow_pipeline('sd35')}"]
+    split = ["trainer.devices=2", "data.batch_size=1", f"run_dir={runs[1]}"]
+    words = [word for word in common if not word.startswith(("data.batch_size", "teacher.base"))]
+    finished(command(*words, *single, *split, cwd=tmp_path))
+    one, two = (content(run)["state_dict"] for run in runs)
+    assert one.keys() == two.keys()
+    for name, weights in one.items():
+        assert (two[name] - weights).abs().max() <= 1e-5 * weights.abs().max(), name
+    assert any("lora_B" in name and weights.any() for name, weights in one.items())  # of the fake: zero at the start
 
 
 @pytest.mark.slow

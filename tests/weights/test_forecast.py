@@ -20,7 +20,7 @@ from smsff.weights import memory
 from smsff.weights.compose import composed
 from smsff.weights.doctor import lines
 from smsff.weights.files import spell_size
-from smsff.weights.forecast import forecast, room_problems
+from smsff.weights.forecast import fitting, forecast, room_problems
 from smsff.weights.manifest import look, needs
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -78,12 +78,22 @@ def test_published_shapes_stand_in_for_models_that_are_not_there(predicted: Call
     for teacher in ("klein", "zimage", "flux1", "sd35", "qwen"):
         one = predicted("style=ghibli", f"teacher={teacher}", "style.base=null", "teacher.quantise=int8")
         assert (one.base.family.name, one.quantise) == (teacher, "int8")
+        totals = one.report["quantised"]
+        assert totals["int8"] == one.report["total"]
+        assert totals["nf4"] < totals["int8"] < totals["null"]
     one = predicted("style=ghibli", "teacher.variant=fp16", "teacher.dtype=bfloat16")
     assert one.style_base is one.base
     assert one.report["assumed"] == ["teacher.style_base is of the shape of teacher.base"]
     assert one.report["to_fetch"] == 1500 * 2
     assert (one.dtype, one.size, one.gradient_checkpointing) == ("bfloat16", (512, 512), True)
     assert predicted("style=pixel_art", "style.base=null").report["to_fetch"] == 1000 * 4
+
+
+def test_what_fits_a_card_is_said_by_quantisation() -> None:
+    memory = {"total": 30 * GIGABYTE, "quantised": {"null": 30 * GIGABYTE, "int8": 20 * GIGABYTE, "nf4": 9 * GIGABYTE}}
+    sizes = {48: "yes", 24: "with teacher.quantise=int8 or nf4", 12: "with teacher.quantise=nf4", 9: "no"}
+    assert {size: fitting(memory, size * 10**9) for size in sizes} == sizes
+    assert fitting(memory | {"quantised": {}}, 24 * 10**9) == "no"
 
 
 @pytest.mark.parametrize(

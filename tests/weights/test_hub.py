@@ -140,12 +140,12 @@ def listing(*names: str) -> ModelInfo:
 def test_settings_alone(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     names = ("model_index.json", "unet/config.json", "unet/diffusion_pytorch_model.safetensors")
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: listing(*names))
-    assert [file.name for file in ask_hub(REPO, revision=None, variant=None, weights=False).files] == list(names[:2])
+    assert [file.name for file in ask_hub(REPO, revision=None, variant=None, weights=()).files] == list(names[:2])
     assert ask_hub(REPO, revision=None, variant=None).size == 15
     for path in list(cache.rglob("*.safetensors")):
         path.unlink()
     assert look(need(), None, verify=False).state == "broken"
-    settings = Need(key="teacher.config", name=REPO, hub=True, weights=False)
+    settings = Need(key="teacher.config", name=REPO, hub=True, weights=())
     assert look(settings, None, verify=False).state == "there"
 
 

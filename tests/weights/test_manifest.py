@@ -12,6 +12,7 @@ from smsff.errors import UserError
 from smsff.weights.compose import composed
 from smsff.weights.files import FileRecord
 from smsff.weights.manifest import LOCK, Locked, needs, read_lock, write_lock
+from smsff.weights.pipeline import MODELS
 
 CONF = Path(__file__).parents[2] / "conf"
 CHOICES = [f"{group}={path.stem}" for group in ("style", "teacher") for path in sorted((CONF / group).glob("*.yaml"))]
@@ -47,13 +48,17 @@ def test_revision_and_variant_are_those_of_the_configuration() -> None:
 def test_several_loras_and_the_settings_of_a_single_file() -> None:
     teacher = {"base": "a.safetensors", "config": "me/model", "lora": [{"path": "b.safetensors", "strength": 0.5}]}
     teacher["lora"].append({"path": "c.safetensors"})  # type: ignore[attr-defined]
-    found = [(need.key, need.name, need.weights) for need in needs({"teacher": teacher})]
-    assert found == [
-        ("teacher.base", "a.safetensors", True),
-        ("teacher.config", "me/model", False),
-        ("teacher.lora", "b.safetensors", True),
-        ("teacher.lora", "c.safetensors", True),
-    ]
+    beside = set(MODELS) - {"transformer"}  # all that is not in a flow's file
+    for target, weights in (("smsff.x.load_stable_diffusion", set()), ("smsff.x.load_flow", beside)):
+        found = [
+            (need.key, need.name, set(need.weights)) for need in needs({"teacher": teacher | {"_target_": target}})
+        ]
+        assert found == [
+            ("teacher.base", "a.safetensors", set(MODELS)),
+            ("teacher.config", "me/model", weights),
+            ("teacher.lora", "b.safetensors", set(MODELS)),
+            ("teacher.lora", "c.safetensors", set(MODELS)),
+        ]
 
 
 def test_an_auto_encoder_of_its_own() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_flow import FAMILIES, build_flow
 from torch import Tensor, nn
 
 from smsff.generator.unet import UNetGenerator
@@ -16,12 +17,16 @@ from smsff.teacher.base.components import find_config
 from smsff.teacher.base.families import family_config
 from smsff.teacher.base.skeleton import networks
 from smsff.teacher.base.source import Source
+from smsff.teacher.condition import Condition
 from smsff.teacher.fake_score import LoraFakeScore
-from smsff.teacher.flow.families import read_flow_config
+from smsff.teacher.flow.calls import klein
+from smsff.teacher.flow.families import FAMILIES as FAMILIES_BY_CLASS
+from smsff.teacher.flow.families import FlowConfig, read_flow_config
 from smsff.teacher.flow.load import load_flow
 from smsff.teacher.flow.published import PUBLISHED_FLOWS
+from smsff.teacher.flow.quantise import quantise_transformer
 from smsff.teacher.stable_diffusion import load_stable_diffusion
-from smsff.weights.memory import Adapter, Live, MemoryEstimate, Numerics, predict
+from smsff.weights.memory import Adapter, Live, MemoryEstimate, Numerics, predict, whole_weights
 
 Families = Callable[..., Path]
 SIZE, BATCH = (64, 96), 2
@@ -109,13 +114,22 @@ def test_the_most_that_is_alive_at_once_is_predicted(
     assert usual(folder, checkpointing).step == pytest.approx(live.peak, rel=0.15)
 
 
-@pytest.mark.parametrize("family", ["sd35", pytest.param("klein", marks=pytest.mark.slow)])
-def test_a_flows_step_is_predicted(family: str, flow_pipeline: Families) -> None:
+KINDS = [(family, "bfloat16", kind) for kind in (None, "int8") for family in FAMILIES]
+
+
+@pytest.mark.parametrize(
+    ("family", "dtype", "quantise"),
+    [("sd35", "float32", None), *(pytest.param(*kind, marks=pytest.mark.slow) for kind in KINDS)],
+)
+def test_a_flows_step_is_predicted(family: str, dtype: Any, quantise: Any, flow_pipeline: Families) -> None:
+    if quantise is not None:
+        pytest.importorskip("torchao")
     folder, targets = flow_pipeline(family), ("to_q", "to_v")
     adapter = Adapter(rank=4, target_modules=targets, gradient_checkpointing=True)
-    options: dict[str, Any] = {"batch": BATCH, "size": SIZE, "dtype": "float32", "generator": small_generator}
-    found = predict(read_flow_config(Source(str(folder), "teacher.base")), adapter=adapter, **options)
-    teacher = load_flow(base=str(folder))
+    options: dict[str, Any] = {"batch": BATCH, "size": SIZE, "dtype": dtype, "generator": small_generator}
+    config = read_flow_config(Source(str(folder), "teacher.base"))
+    found = predict(config, adapter=adapter, quantise=quantise, **options)
+    teacher = load_flow(base=str(folder), dtype=dtype, quantise=quantise)
     fake = LoraFakeScore(teacher, rank=4, target_modules=targets, gradient_checkpointing=True)
     generator, cond = small_generator(), teacher.encode_prompts(["a"] * BATCH)
     with Live([teacher, generator]) as live:
@@ -124,9 +138,43 @@ def test_a_flows_step_is_predicted(family: str, flow_pipeline: Families) -> None
         loss = fake.loss(rows, torch.randn_like(rows), torch.tensor([10, 700]), cond).mean()
         (z.square().mean() + loss).backward()
     assert found.step == pytest.approx(live.peak, rel=0.15)
-    assert found.frozen == sum(p.numel() * 4 for p in (*teacher.unet.parameters(), *teacher.latent.parameters())) - sum(
-        p.numel() * 4 for _, p in fake.trainable_parameters()
-    )
+    weights = [*teacher.unet.parameters(), *teacher.latent.parameters()]
+    trained = sum(p.numel() * 4 for _, p in fake.trainable_parameters())
+    counted = sum(map(held, weights)) - trained
+    assert found.frozen == (counted if quantise is None else pytest.approx(counted, rel=0.05))
+
+
+def held(weight: Any) -> int:
+    """Bytes of a weight, of torchao's with its scales."""
+    if type(weight).__name__ != "Int8Tensor":
+        return weight.numel() * weight.element_size()
+    return sum(part.numel() * part.element_size() for part in (weight.qdata, weight.scale))
+
+
+@pytest.mark.slow
+def test_whole_weights_of_int8_that_autograd_keeps_are_predicted() -> None:
+    pytest.importorskip("torchao")
+    net = build_flow("klein").transformer.bfloat16()
+    config = FlowConfig(FAMILIES_BY_CLASS["Flux2KleinPipeline"], dict(net.config), {}, ())
+    z, cond = torch.randn(1, 32, 8, 12), Condition(torch.randn(1, 8, 48).bfloat16())
+    kept = []
+    for kind in (None, "int8"):
+        if kind is not None:
+            quantise_transformer(net, kind)
+        known = {p.untyped_storage().data_ptr() for p in net.parameters() if type(p) is nn.Parameter}
+        saved: dict[int, Any] = {}
+
+        def pack(tensor: Tensor, known: set[int] = known, saved: dict[int, Any] = saved) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in known:
+                saved[storage.data_ptr()] = storage
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            klein(net, z.bfloat16().requires_grad_(), torch.tensor([0.5]), cond, 1.0)
+        kept.append(sum(storage.nbytes() for storage in saved.values()))
+    adapter = Adapter(rank=4, target_modules=("to_q",), gradient_checkpointing=False)
+    assert whole_weights(config, "int8", dtype="bfloat16", adapter=adapter) == pytest.approx(kept[1] - kept[0], rel=0.1)
 
 
 def test_a_quantised_transformer_takes_fewer_bytes() -> None:

@@ -156,7 +156,9 @@ class TrainConfig(AnyTraining):
     fake_score: Annotated[dict, Key("LoRA on the base, trained on the generator's output")]
     warmup: Annotated[dict, Key("reconstruction of the input before style matching begins")]
     optimizer: Annotated[OptimizerGroups, Key("AdamW, one group for each trained part")]
-    fake_draws: Annotated[int, Key("draws of (t, noise) of the fake score's loss in each step", Range(1, 1024))]
+    fake_draws: Annotated[
+        int, Key("draws of (t, noise) of the fake score's loss, averaged in the one update of a step", Range(1, 1024))
+    ]
     ema_decay: Annotated[
         float, Key("average of the generator's weights, for samples and export; reached gradually, 0: none", DECAY)
     ]
@@ -223,7 +225,10 @@ ARGUMENTS: dict[str, Key] = {
     "teacher.lora": Key("LoRA of the style: a file, or a list of {path: FILE, strength: NUMBER}"),
     "teacher.lora_strength": Key("factor on the LoRA", STRENGTH),
     "teacher.lora_text": Key("false: leave out what the LoRA does to the text encoders"),
-    "teacher.config": Key("settings and tokenizer of a single file: folder or hub id; null: the published ones"),
+    "teacher.config": Key(
+        "folder or hub id: settings and tokenizer of a single file (null: the published ones); of a flow's all but the "
+        "transformer"
+    ),
     "teacher.vae": Key("another auto-encoder than the base's: folder, hub id or single file; null: its own"),
     "teacher.prediction_type": Key("what the base predicts; null: as the checkpoint says"),
     "teacher.shift": Key("of a flow: noise over signal at each t, times that of Stable Diffusion's grid", GAMMA),

@@ -15,7 +15,7 @@ from smsff.errors import UserError
 from smsff.weights.compose import composed, find_conf
 from smsff.weights.fetch import by_hand, source_of, terms
 from smsff.weights.files import spell_size
-from smsff.weights.forecast import CUDA_CONTEXT, forecast, room_problems
+from smsff.weights.forecast import fitting, forecast, room_problems
 from smsff.weights.machine import describe_machine, hardware_problems, room, runs_on_gpu, versions
 from smsff.weights.manifest import Need, Status, look, needs, read_lock
 
@@ -176,7 +176,7 @@ def lines(report: Mapping[str, Any]) -> Iterator[str]:
         yield f"           for {one['family'] or 'a base model that it does not name'}; layers: {layers}"
         if one["unusable"]:
             yield f"           entries of its header that cannot be applied: {', '.join(one['unusable'])}"
-    yield from _memory_lines(report["memory"], report["memory_unknown"])
+    yield from _memory_lines(report["memory"], report["memory_unknown"], report["machine"]["gpus"])
     data, pictures = report["data"], report["pictures"]
     if data is not None:
         yield "Data"
@@ -203,7 +203,9 @@ def lines(report: Mapping[str, Any]) -> Iterator[str]:
         yield f"  - {problem}"
 
 
-def _memory_lines(memory: Mapping[str, Any] | None, unknown: str | None) -> Iterator[str]:
+def _memory_lines(
+    memory: Mapping[str, Any] | None, unknown: str | None, gpus: Sequence[Mapping[str, Any]]
+) -> Iterator[str]:
     yield "Needs"
     if memory is None:
         yield f"  memory   not known: {unknown}"
@@ -214,8 +216,12 @@ def _memory_lines(memory: Mapping[str, Any] | None, unknown: str | None) -> Iter
     parts = ", ".join(f"{spell_size(memory[key])} {key}" for key in ("frozen", "trained", "step"))
     pictures = f"{memory['batch']} pictures of {memory['size']} x {memory['size']} pixels"
     yield f"  memory   about {spell_size(memory['total'])} on each device for {pictures}: {parts}"
-    fits = [f"{size} GB {'yes' if memory['total'] + CUDA_CONTEXT <= size * 10**9 else 'no'}" for size in CARDS]
-    yield f"  fits     cards of {', '.join(fits)}"
+    if memory["quantised"]:
+        sizes = ", ".join(f"{kind} {spell_size(total)}" for kind, total in memory["quantised"].items())
+        yield f"  quantise by teacher.quantise: {sizes}"
+    cards = {f"a card of {size} GB": size * 10**9 for size in CARDS}
+    cards |= {f"the {gpu['name']} here": gpu["memory"] for gpu in gpus}
+    yield f"  fits     {'; '.join(f'{card}: {fitting(memory, size)}' for card, size in cards.items())}"
     yield f"  loading  {spell_size(memory['loading'])} more of main memory for the text encoders, before the training"
     fetch = f"; {spell_size(memory['to_fetch'])} of weights to fetch" if memory["to_fetch"] else ""
     yield f"  disk     about {spell_size(memory['run'])} for the checkpoints of a run{fetch}"

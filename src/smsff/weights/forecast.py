@@ -35,9 +35,11 @@ def forecast(
 
     Returns:
         The forecast as plain containers, or None and why there is none. ``total``: on each device; ``run``: on the disk
-        for checkpoints; ``to_fetch``: of weights that are missing, about; ``assumed``: what was taken for granted.
+        for checkpoints; ``to_fetch``: of weights that are missing, about; ``quantised``: of a flow, the total for each
+        value of ``teacher.quantise``; ``assumed``: what was taken for granted.
     """
-    from smsff.weights.memory import Adapter, predict
+    from smsff.teacher.flow.families import FlowConfig
+    from smsff.weights.memory import Adapter, predict, quantised_totals
 
     logging.getLogger("diffusers").setLevel(logging.ERROR)  # it comments on casts of networks that hold nothing
     teacher, data, trainer = plain["teacher"], plain["data"], plain["trainer"]
@@ -52,13 +54,15 @@ def forecast(
             else None
         )
         settings, space = _adapter(plain), _space(plain)
+        adapter = None if settings is None else Adapter(**settings)
+        dtype, quantise = teacher.get("dtype", "float32"), teacher.get("quantise")
         estimate = predict(
             base,
             style_base=style_base,
             batch=batch,
             size=(side, side),
-            dtype=teacher.get("dtype", "float32"),
-            adapter=None if settings is None else Adapter(**settings),
+            dtype=dtype,
+            adapter=adapter,
             generator=_generator(plain, side, batch),
             style_lora=_lora_elements(found),
             gradient_checkpointing=bool(teacher.get("gradient_checkpointing", True)),
@@ -69,8 +73,10 @@ def forecast(
             encoder=space != "latent",
             share_draw=bool((plain.get("speed") or {}).get("share_draw")),
             processes=_processes(trainer, gpus),
-            quantise=teacher.get("quantise"),
+            quantise=quantise,
         )
+        flow = isinstance(base, FlowConfig)
+        totals = quantised_totals(base, estimate, quantise, dtype=dtype, adapter=adapter) if flow else {}
     except UserError as error:
         return None, str(error)
     missing = {status.need.key for status in found if status.state == "missing"}
@@ -80,6 +86,7 @@ def forecast(
         "size": side,
         **asdict(estimate),
         "total": estimate.total,
+        "quantised": totals,
         "run": estimate.trained * (plain.get("checkpoint_keep", 0) + 2),
         "to_fetch": sum(n.parameters for n in fetched) * (2 if teacher.get("variant") == "fp16" else 4),
         "assumed": assumed,
@@ -108,10 +115,20 @@ def room_problems(
     return found
 
 
+def fitting(memory: Mapping[str, Any], size: float) -> str:
+    """Whether a card with so many bytes holds the run: ``yes``, ``no``, or with which ``teacher.quantise``."""
+    if memory["total"] + CUDA_CONTEXT <= size:
+        return "yes"
+    kinds = [kind for kind, total in memory["quantised"].items() if total + CUDA_CONTEXT <= size]
+    return f"with teacher.quantise={' or '.join(kinds)}" if kinds else "no"
+
+
 def _key_of(network: str, teacher: Mapping[str, Any]) -> str:
     """The config key that a network comes from."""
     if network.startswith("style's"):
         return "teacher.style_base"
+    if network != "transformer" and teacher["_target_"].endswith(".load_flow") and teacher.get("config"):
+        return "teacher.config"
     return "teacher.vae" if network == "auto-encoder" and teacher.get("vae") else "teacher.base"
 
 
@@ -120,8 +137,8 @@ def _shape(plain: Mapping[str, Any], key: str, otherwise: Any, assumed: list[str
     from smsff.teacher.base.components import find_config
     from smsff.teacher.base.families import family_config
     from smsff.teacher.base.source import Source
-    from smsff.teacher.flow.families import read_flow_config
     from smsff.teacher.flow.published import PUBLISHED_FLOWS
+    from smsff.teacher.flow.single_file import find_flow_config
 
     teacher = plain["teacher"]
     name, revision = str(teacher[key]), teacher.get("revision") if key == "base" else None
@@ -131,7 +148,7 @@ def _shape(plain: Mapping[str, Any], key: str, otherwise: Any, assumed: list[str
     config = None if settings is None else Source(settings, "teacher.config", None, None, True)
     try:
         if teacher["_target_"].endswith(".load_flow"):
-            return read_flow_config(source)
+            return find_flow_config(source, config)
         if vae is None:
             return find_config(source, config, own_vae=key == "base")
         try:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from smsff.errors import UserError, first_line
 from smsff.weights.files import FileRecord, file_sha256, nothing, spell_size
-from smsff.weights.pipeline import INDEX, PARTS, needed_files
+from smsff.weights.pipeline import INDEX, MODELS, PARTS, needed_files
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def ask_hub(
     *,
     revision: str | None,
     variant: str | None,
-    weights: bool = True,
+    weights: Collection[str] = tuple(MODELS),
     part: str | None = None,
     timeout: float = 20.0,
 ) -> Remote:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +14,7 @@ from smsff.config.schema import Weight
 from smsff.errors import UserError
 from smsff.weights.files import FileRecord, Progress, file_sha256, folder_lock, nothing, safetensors_fault
 from smsff.weights.hub import blob_sha256, cached_folder
-from smsff.weights.pipeline import PARTS, folder_fault, folder_files
+from smsff.weights.pipeline import MODELS, PARTS, folder_fault, folder_files
 
 LOCK = "weights.lock.json"
 KEYS = ("base", "style_base", "vae", "config", "lora")
@@ -37,7 +37,7 @@ class Need:
         hub: Whether it is a model of the hub, to be read from the hub's cache.
         weight: What the manifest knows of it; None of what is the user's own.
         revision, variant: Of a model, as the configuration has them.
-        weights: Whether the weights of a model are needed, or its settings and tokenizers alone.
+        weights: Parts of a model whose weights are needed; of others the settings alone.
         part: One of `smsff.weights.pipeline.PARTS` if this alone is needed; it may have a repository of its own.
     """
 
@@ -47,7 +47,7 @@ class Need:
     weight: Weight | None = None
     revision: str | None = None
     variant: str | None = None
-    weights: bool = True
+    weights: Collection[str] = tuple(MODELS)
     part: str | None = None
 
     @property
@@ -78,6 +78,9 @@ def needs(plain: Mapping[str, Any]) -> list[Need]:
     for key, entry in known.items():
         check_arguments(Weight, entry, f"weights.{key}")
     found: dict[str, Need] = {}
+    # What a single file has not: Stable Diffusion's has all weights, a flow's those of the transformer.
+    flow = str(nodes["teacher"].get("_target_")).endswith(".load_flow")
+    beside = tuple(part for part in MODELS if flow and part != "transformer")
     for place, key in [*(("teacher", key) for key in KEYS), *(("baseline", key) for key in BASELINE)]:
         for name in lora_paths(nodes[place].get(key)):
             entry = known.get(key)
@@ -89,7 +92,7 @@ def needs(plain: Mapping[str, Any]) -> list[Need]:
                 weight=weight,
                 revision=nodes["teacher"].get("revision") if key == "base" else None,
                 variant=nodes["teacher"].get("variant") if key in ("base", "style_base", "config") else None,
-                weights=key != "config",
+                weights=beside if key == "config" else tuple(MODELS),
                 part=key if key in PARTS else None,
             )
             found.setdefault(name, need)

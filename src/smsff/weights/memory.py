@@ -12,6 +12,7 @@ matrix. Not counted are the CUDA context (0.3 to 0.6 GB), workspaces of cuDNN an
 from __future__ import annotations
 
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from smsff.teacher.condition import Condition
 from smsff.teacher.fake_score import LoraFakeScore
 from smsff.teacher.flow.families import FlowConfig
 from smsff.teacher.flow.load import flow_schedule
-from smsff.teacher.flow.quantise import Quantise
+from smsff.teacher.flow.quantise import BITS, Quantise, quantised_layers
 from smsff.teacher.latent import AutoencoderLatent
 from smsff.teacher.prompts import PromptEncoder
 from smsff.teacher.stable_diffusion import StableDiffusionTeacher
@@ -152,8 +153,34 @@ def predict(
         )
     gradients = _bytes([*trained, *adapters])
     step = live.peak + (gradients if processes > 1 else 0)
+    if quantise is not None and isinstance(base, FlowConfig):
+        step += whole_weights(base, quantise, dtype=dtype, adapter=adapter)
     step += without  # the encoder is there when the picture is encoded, which may be the peak
     return MemoryEstimate(tuple(loaded), frozen, state, gradients, kept, step, texts)
+
+
+def whole_weights(base: FlowConfig, quantise: Quantise, *, dtype: str, adapter: Adapter | None) -> int:
+    """Bytes of the weights in `dtype` that torchao makes of int8 and autograd keeps until the backward pass.
+
+    Those of one block, or of all where the adapter is trained without checkpointing. bitsandbytes keeps none.
+    """
+    if quantise != "int8" or adapter is None:
+        return 0
+    blocks: Counter[str] = Counter()
+    for name, layer in quantised_layers(skeleton_unet(base)).items():
+        blocks[".".join(name.split(".")[:2])] += layer.weight.numel() * getattr(torch, dtype).itemsize
+    return max(blocks.values()) if adapter.gradient_checkpointing else blocks.total()
+
+
+def quantised_totals(
+    base: FlowConfig, estimate: MemoryEstimate, asked: Quantise | None, *, dtype: str, adapter: Adapter | None
+) -> dict[str, int]:
+    """The total of an estimate that was made with ``teacher.quantise=asked``, for each value of that key."""
+    kinds: tuple[Quantise | None, ...] = (None, *BITS)
+    sizes = {kind: networks(base, dtype=dtype, quantise=kind, vae=False)[0].bytes for kind in kinds}
+    for kind in BITS:
+        sizes[kind] += whole_weights(base, kind, dtype=dtype, adapter=adapter)
+    return {kind or "null": estimate.total + size - sizes[asked] for kind, size in sizes.items()}
 
 
 def _part_bytes(config: PipelineConfig | FlowConfig, *names: str) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +35,16 @@ places where it may lie: alone, or in a sub-folder."""
 
 
 def needed_files(
-    names: Iterable[str], *, variant: str | None = None, weights: bool = True, part: str | None = None
+    names: Iterable[str],
+    *,
+    variant: str | None = None,
+    weights: Collection[str] = tuple(MODELS),
+    part: str | None = None,
 ) -> list[str]:
     """Those of the files of a repository (paths with ``/``) that loading its pipeline reads, sorted.
 
-    Of the weights those with the suffix `variant`, such as ``fp16``, come first; without `weights` settings and
-    tokenizers alone; with `part`, one of `PARTS`, this alone.
+    Of the weights those with the suffix `variant`, such as ``fp16``, come first; of the parts not in `weights` the settings
+    alone; with `part`, one of `PARTS`, this alone.
     """
     listing = sorted(names)
     if part is not None:
@@ -54,7 +58,7 @@ def needed_files(
     for folder in (*MODELS, *SETTINGS):
         inside = [name.removeprefix(f"{folder}/") for name in listing if name.startswith(f"{folder}/")]
         plain = [n for n in inside if n.endswith(SUFFIXES) and ".index." not in n and "/" not in n]
-        tensors = weight_files(inside, MODELS[folder], variant) if weights and folder in MODELS else []
+        tensors = weight_files(inside, MODELS[folder], variant) if folder in weights else []
         chosen += [f"{folder}/{name}" for name in (*plain, *tensors)]
     return sorted(chosen)
 
@@ -72,7 +76,7 @@ def weight_files(names: Iterable[str], stems: tuple[str, str], variant: str | No
 
 
 def folder_fault(
-    folder: Path, *, variant: str | None = None, weights: bool = True, part: str | None = None
+    folder: Path, *, variant: str | None = None, weights: Collection[str] = tuple(MODELS), part: str | None = None
 ) -> str | None:
     """What a pipeline folder lacks, in a few words; None if all parts are there and whole, by names and headers.
 
@@ -98,8 +102,8 @@ def folder_fault(
             continue
         if "config.json" not in names:
             return f"{name}/config.json is missing"
-        tensors = weight_files(names, MODELS[name], variant) if weights else []
-        if weights and not tensors:
+        tensors = weight_files(names, MODELS[name], variant) if name in weights else []
+        if name in weights and not tensors:
             return f"{name} has no weights" + (f" of the variant {variant}" if variant else "")
         if fault := _weights_fault(inside, tensors):
             return f"{name}: {fault}"
@@ -121,7 +125,7 @@ def _weights_fault(folder: Path, names: list[str]) -> str | None:
 
 
 def folder_files(
-    folder: Path, *, variant: str | None = None, weights: bool = True, part: str | None = None
+    folder: Path, *, variant: str | None = None, weights: Collection[str] = tuple(MODELS), part: str | None = None
 ) -> dict[str, Path]:
     """The needed files of a pipeline folder by their names in it."""
     names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]

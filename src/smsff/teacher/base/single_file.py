@@ -79,7 +79,7 @@ def file_config(source: Source, given: PipelineConfig | None, *, vae: bool = Tru
     Raises:
         UserError: if the file is another kind of model, or not of the family of `given`.
     """
-    shapes, metadata = _header(source)
+    shapes, metadata = header(source)
     family = _family(shapes, source)
     if given is not None and given.family != family:
         raise UserError(
@@ -100,8 +100,11 @@ def file_config(source: Source, given: PipelineConfig | None, *, vae: bool = Tru
 
 def check_vae_file(source: Source, config: PipelineConfig) -> None:
     """Hold the auto-encoder of a single file, which may have nothing else, against the pipeline's configuration.
-    UserError if the file has none, or one of another shape."""
-    shapes, _ = _header(source)
+
+    Raises:
+        UserError: if the file has none, or one of another shape.
+    """
+    shapes, _ = header(source)
     _check_part(_vae_part(config, shapes), shapes, source)
 
 
@@ -112,7 +115,7 @@ def load_unet(source: Source, config: PipelineConfig, dtype: torch.dtype) -> UNe
 
 def load_vae(source: Source, config: PipelineConfig) -> AutoencoderKL:
     """The auto-encoder of a single file, which may have nothing else, in float32."""
-    return _filled(_vae_part(config, _header(source)[0]), source, torch.float32)
+    return _filled(_vae_part(config, header(source)[0]), source, torch.float32)
 
 
 def load_text(
@@ -255,7 +258,7 @@ def _filled(part: _Part, source: Source, dtype: torch.dtype) -> Any:
     return part.skeleton.eval()
 
 
-def _header(source: Source) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
+def header(source: Source) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
     """Shapes by name, and the metadata."""
     try:
         with safe_open(_path(source), "pt") as file:

@@ -104,16 +104,15 @@ def text_parts(family: FlowFamily) -> list[str]:
     return ["text_encoder", "text_encoder_2", "text_encoder_3"][: len(family.texts)]
 
 
-def read_flow_config(source: Source) -> FlowConfig:
+def read_flow_config(source: Source, *, base: Source | None = None) -> FlowConfig:
     """The configuration of a folder or a hub repository; nothing large is read.
+
+    Args:
+        base: what the transformer is read from, if not from here; its name then says whether it is distilled.
 
     Raises:
         UserError: something is missing or cannot be reached, or it is no model of `FAMILIES`; it is named.
     """
-    if source.file is not None:
-        raise UserError(
-            f"{source}: a single file has no text encoders of {supported()}; give the folder or hub id of the pipeline"
-        )
     index = read_json(source, "", "model_index.json")
     name = str(index.get("_class_name", ""))
     if name not in FAMILIES:
@@ -133,7 +132,8 @@ def read_flow_config(source: Source) -> FlowConfig:
         transformer,
         vae,
         tuple(read_json(source, part, "config.json") for part in texts),
-        distilled=bool(index.get("is_distilled")) or any(word in Path(source.name).name.lower() for word in DISTILLED),
+        distilled=bool(index.get("is_distilled"))
+        or any(word in Path((base or source).name).name.lower() for word in DISTILLED),
     )
 
 

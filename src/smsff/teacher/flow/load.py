@@ -14,9 +14,10 @@ from smsff.errors import UserError
 from smsff.method.schedule import NoiseSchedule, scaled_linear_betas
 from smsff.teacher.base.components import no_weight_bars, refuse_incomplete
 from smsff.teacher.base.source import Source, local_first
-from smsff.teacher.flow.families import FlowConfig, read_flow_config, text_parts
+from smsff.teacher.flow.families import FlowConfig, text_parts
 from smsff.teacher.flow.prompts import FlowPrompts
 from smsff.teacher.flow.quantise import Quantise, check_quantise, quantise_transformer
+from smsff.teacher.flow.single_file import find_flow_config, load_transformer
 from smsff.teacher.latent import AutoencoderLatent
 from smsff.teacher.lora.inspect import inspect_lora, refuse_text_alone
 from smsff.teacher.lora.load import load_style_loras
@@ -32,6 +33,7 @@ def load_flow(
     style_base: str | None = None,
     lora_strength: float = 1.0,
     lora_text: bool = True,
+    config: str | None = None,
     shift: float = 1.0,
     guidance: float = 1.0,
     dtype: Precision = "float32",
@@ -44,11 +46,13 @@ def load_flow(
     """Load a teacher of one of `smsff.teacher.flow.families`. What is wrong is found before anything large is read.
 
     Args:
-        base: folder in the layout of diffusers, or a hub id; its ``model_index.json`` tells the family.
+        base: folder in the layout of diffusers, or a hub id, whose ``model_index.json`` tells the family; or a single
+            ``.safetensors`` file of a transformer, which the names of its tensors tell.
         lora, lora_strength: as in `load_stable_diffusion`.
         style_base: None or `base`: there is one transformer.
         lora_text: without effect, for no LoRA adapts these text encoders; what a file has for them is left out and
             counted in the report.
+        config: folder or hub id of the pipeline from which a single file takes all but the transformer.
         shift: k of `NoiseSchedule.shifted`, on the grid of Stable Diffusion.
         guidance: input of a guidance-distilled transformer (FLUX.1 dev); others have none.
         dtype: of transformer and text encoders, not float16. The auto-encoder stays in float32.
@@ -66,26 +70,30 @@ def load_flow(
         raise UserError(
             f"teacher.style_base={style_base}: a flow teacher has one transformer, that of teacher.base={base}"
         )
-    config, loras = read_flow_config(source), lora_files(lora, lora_strength)
+    settings = None if config is None else Source(config, "teacher.config", None, variant, local_files_only)
+    found, loras = find_flow_config(source, settings), lora_files(lora, lora_strength)
     schedule = flow_schedule(shift)
     for file in loras:
         refuse_text_alone(inspect_lora(file.path))
-    if config.distilled:
+    if found.distilled:
         logger.warning(
             "%s: is distilled to a few steps; its score is not that of the base that LoRAs are made for", source
         )
 
-    family, torch_dtype = config.family, getattr(torch, dtype)
-    transformer = _part(source, "transformer", family.transformer, torch_dtype)
+    family, torch_dtype = found.family, getattr(torch, dtype)
+    if settings is None:
+        parts, transformer = source, _part(source, "transformer", family.transformer, torch_dtype)
+    else:
+        parts, transformer = settings, load_transformer(source, settings, found, torch_dtype)
     reports = load_style_loras(transformer, (), loras, adapter_name=STYLE, use_text=False)
     if quantise is not None:
         quantise_transformer(transformer, quantise)
-    vae = _part(source, "vae", family.vae, torch.float32)
+    vae = _part(parts, "vae", family.vae, torch.float32)
     return StableDiffusionTeacher(
         unet=transformer,
         schedule=schedule,
         latent=AutoencoderLatent(vae, patch=family.patch, gradient_checkpointing=gradient_checkpointing),
-        prompts=_prompts(source, config, torch_dtype),
+        prompts=_prompts(parts, found, torch_dtype),
         lora_reports=reports,
         call=partial(family.call, guidance=guidance),
     )
