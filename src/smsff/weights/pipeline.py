@@ -43,8 +43,8 @@ def needed_files(
 ) -> list[str]:
     """Those of the files of a repository (paths with ``/``) that loading its pipeline reads, sorted.
 
-    Of the weights those with the suffix `variant`, such as ``fp16``, come first; of the parts not in `weights` the settings
-    alone; with `part`, one of `PARTS`, this alone.
+    Of the weights those with the suffix `variant`, such as ``fp16``, come first; of the parts not in `weights` the
+    settings alone; with `part`, one of `PARTS`, this alone.
     """
     listing = sorted(names)
     if part is not None:
