@@ -58,15 +58,15 @@ def install() -> None:
     load, search = ConfigLoaderImpl._load_configuration_impl, ConfigLoaderImpl._process_config_searchpath
 
     @wraps(load)
-    def guarded_load(self: ConfigLoaderImpl, *args: Any, overrides: list[str], **kwargs: Any) -> DictConfig:
+    def guarded_load(self: ConfigLoaderImpl, *args: Any, **kwargs: Any) -> DictConfig:
         limit_resolvers()
         try:
-            cfg = load(self, *args, overrides=overrides, **kwargs)
+            cfg = load(self, *args, **kwargs)
         except (HydraException, OmegaConfBaseException, UserError):
             raise
         except Exception as error:  # nothing but the text of the configuration is at work here
             raise _unreadable(error) from error
-        check_hydra(cfg, overrides)
+        check_hydra(cfg, kwargs["overrides"])
         return cfg
 
     @wraps(search)
@@ -76,7 +76,7 @@ def install() -> None:
         search(self, config_name, overrides, repo)
 
     guarded_load.guarded = True  # type: ignore[attr-defined]
-    ConfigLoaderImpl._load_configuration_impl = guarded_load  # type: ignore[method-assign]
+    ConfigLoaderImpl._load_configuration_impl = guarded_load  # type: ignore[assignment,method-assign]
     ConfigLoaderImpl._process_config_searchpath = guarded_search  # type: ignore[assignment,method-assign]
 
 
