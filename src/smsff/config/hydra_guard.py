@@ -76,7 +76,7 @@ def install() -> None:
         search(self, config_name, overrides, repo)
 
     guarded_load.guarded = True  # type: ignore[attr-defined]
-    ConfigLoaderImpl._load_configuration_impl = guarded_load  # type: ignore[assignment,method-assign]
+    ConfigLoaderImpl._load_configuration_impl = guarded_load  # type: ignore[method-assign]
     ConfigLoaderImpl._process_config_searchpath = guarded_search  # type: ignore[assignment,method-assign]
 
 
