@@ -22,10 +22,10 @@ SPEED ?= $(shell grep -qsE 'avx512_bf16|amx_bf16' /proc/cpuinfo && echo half || 
 export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL := help
-.PHONY: help demo style-lora test test-slow test-slurm test-faults faults-table lint teacher bench bench-styles clean
+.PHONY: help demo style-lora test test-slow test-slurm test-hydra14 test-faults faults-table lint teacher bench bench-styles clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s  %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s  %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(READY) ## train, export, stylize two photos, print figures, write report.html (STYLE= SEED= SPEED= RUN=)
 	$(BIN)/python train.py data=bundled run_dir=$(RUN) speed=$(SPEED) $(if $(STYLE),style=$(STYLE)) $(if $(SEED),seed=$(SEED))
@@ -46,6 +46,14 @@ test-slow: $(READY) ## the slow tests alone
 
 test-slurm: $(READY) ## jobs, sweeps and studies in a Slurm of two nodes that is started here (Debian, root)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/slurm -m slurm $(ARGS)
+
+test-hydra14: $(READY) ## what touches Hydra, on the release candidate of Hydra 1.4 (put into build/hydra14)
+	[ -d build/hydra14 ] || $(BIN)/python -m pip install --quiet --no-deps --target build/hydra14 \
+	  hydra-core==1.4.0rc3 omegaconf==2.4.1rc1
+	PYTHONPATH=$(CURDIR)/build/hydra14$(if $(PYTHONPATH),:$(PYTHONPATH)) HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 \
+	  PYTHONWARNINGS="ignore:register_new_resolver,ignore:The version_base" \
+	  $(BIN)/python -m pytest tests/config tests/training tests/test_readme.py tests/test_cli.py \
+	  tests/test_export_script.py $(ARGS)
 
 test-faults: $(READY) ## kill, fill, truncate and corrupt real runs; the counts go to outputs/faults.json and fuzz.json
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/faults tests/fuzz -m "faults or not faults" $(ARGS)

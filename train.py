@@ -14,6 +14,7 @@ if __name__ == "__main__":  # first: the imports below take seconds
     signals.listen()
 
 import logging
+import multiprocessing
 import os
 import sys
 import warnings
@@ -43,6 +44,7 @@ log = logging.getLogger(__name__)
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> float | None:
     signals.listen()  # a launcher's process had other handlers
+    multiprocessing.set_start_method(None, force=True)  # by that of joblib's processes no loader worker starts
     hydra_guard.install()  # named here: a launcher's process imports, and so guards, before it composes
     os.chdir(HydraConfig.get().runtime.cwd)  # paths are meant from there, also with hydra.job.chdir=True
     cfg.run_dir = HydraConfig.get().runtime.output_dir  # in a sweep: the folder of this job

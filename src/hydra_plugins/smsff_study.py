@@ -65,6 +65,7 @@ class Study(Sweeper):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.config: DictConfig = config
         self.parser = OverridesParser.create(config_loader=hydra_context.config_loader)
+        self.compose: Any = hydra_context.config_loader.load_sweep_config
         self.launcher: Launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
@@ -92,6 +93,8 @@ class Study(Sweeper):
                 ]
                 for trial in batch
             ]
+            for words in jobs:
+                self.compose(self.config, words)  # for its errors: in a launcher's process they would be tracebacks
             results = self.launcher.launch(jobs, initial_job_idx=batch[0].number)
             for trial, result in zip(batch, results, strict=True):
                 faults += [result] if result.status is JobStatus.FAILED else []

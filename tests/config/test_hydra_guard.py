@@ -192,7 +192,7 @@ def test_the_commands_themselves_are_guarded(tmp_path: Path, script: str) -> Non
     primary = script.removesuffix(".py")
     payload = "hydra: {callbacks: {x: {_target_: pathlib.Path.touch}}}"
     (tmp_path / "theirs.yaml").write_text(f"defaults: [{primary}, _self_]\n{payload}\n")
-    environment = {k: v for k, v in os.environ.items() if k != "SMSFF_ALLOW"} | {"PYTHONPATH": str(ROOT / "src")}
+    environment = {k: v for k, v in os.environ.items() if k != "SMSFF_ALLOW"}
     done = subprocess.run(
         [sys.executable, str(ROOT / script), "--config-dir", str(tmp_path), "--config-name", "theirs"],
         cwd=tmp_path,

@@ -47,7 +47,7 @@ def until(condition: Callable[[], Any], text: Callable[[], str], seconds: float 
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, text()
-        time.sleep(0.05)
+        time.sleep(0.2)
 
 
 def steps(run: Path) -> int:

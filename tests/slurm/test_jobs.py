@@ -62,7 +62,7 @@ def importing(folder: Path) -> int:
 
 @pytest.mark.parametrize("tasks", [1, 2])
 def test_cancelled_it_ends_saved_and_the_same_command_goes_on(whole: Path, tmp_path: Path, tasks: int) -> None:
-    words = [f"data.batch_size={2 // tasks}", f"trainer.devices={tasks}"]
+    words = [f"data.batch_size={2 // tasks}", f"trainer.devices={tasks}", "checkpoint_every=1000"]
     run = tmp_path / "run"
     job = Job(tmp_path, train("run", *words), f"--ntasks={tasks}", slower=SLOW)
     job.wait_for(lambda: steps(run) >= 8)
@@ -70,7 +70,7 @@ def test_cancelled_it_ends_saved_and_the_same_command_goes_on(whole: Path, tmp_p
     assert job.ended()[0] == "CANCELLED", job.text()
     assert "Traceback" not in job.text()
     assert "requeued" not in job.text()
-    assert steps(run) % 4, "the checkpoint is one between the regular ones"
+    assert (run / "checkpoints/last.ckpt").exists(), "there are no regular ones"
     again = Job(tmp_path, train("run", "ckpt_path=last"), "--ntasks=1")
     assert again.ended() == ("COMPLETED", 0), again.text()
     assert (again.restarts, job.restarts) == (0, 0)
@@ -79,26 +79,21 @@ def test_cancelled_it_ends_saved_and_the_same_command_goes_on(whole: Path, tmp_p
 
 
 @pytest.mark.parametrize("partition", ["low", "low0"], ids=["60 s of grace", "no grace"])
-def test_a_job_that_gives_way_goes_on_afterwards(whole: Path, tmp_path: Path, partition: str) -> None:
+def test_a_job_that_gives_way_goes_on_and_cancelled_later_it_ends(whole: Path, tmp_path: Path, partition: str) -> None:
     job = Job(tmp_path, train(""), f"--partition={partition}", slower=SLOW)
     run = tmp_path / f"outputs/slurm_{job.number}_0"
     job.wait_for(lambda: steps(run) >= 8)
     call("srun", "--partition=main", "--nodes=2", "--exclusive", "true")
+    if partition == "low":
+        job.wait_for(lambda: job.restarts == 1 and len(list(run.glob("csv/version_*"))) == 2 and steps(run) >= 2)
+        call("scancel", job.number)
+        assert job.ended()[0] == "CANCELLED", job.text()
+        call("scontrol", "requeue", job.number)
+        job.wait_for(lambda: job.restarts == 2)
     assert job.ended() == ("COMPLETED", 0), job.text()
-    assert job.restarts == 1
+    assert job.restarts == (2 if partition == "low" else 1)
     assert_bit_equal(run, whole)
     assert "Traceback" not in job.text()
-
-
-def test_a_job_that_gave_way_and_is_cancelled_later_ends(tmp_path: Path) -> None:
-    job = Job(tmp_path, train(""), "--partition=low", slower=SLOW)
-    run = tmp_path / f"outputs/slurm_{job.number}_0"
-    job.wait_for(lambda: steps(run) >= 4)
-    call("srun", "--partition=main", "--nodes=2", "--exclusive", "true")
-    job.wait_for(lambda: job.restarts == 1 and len(list(run.glob("csv/version_*"))) == 2)
-    call("scancel", job.number)
-    assert job.ended()[0] == "CANCELLED", job.text()
-    assert job.restarts == 1
 
 
 def test_a_signal_during_a_save_and_a_requeue_by_hand(whole: Path, tmp_path: Path) -> None:
@@ -129,28 +124,25 @@ def test_steps_of_a_job_and_tasks_of_an_array_have_folders_of_their_own(whole: P
     assert losses(second) != losses(whole)
 
 
-def test_a_killed_process_fails_the_job_and_requeued_it_goes_on(whole: Path, tmp_path: Path) -> None:
+def test_two_evicted_processes_go_on_and_a_killed_one_fails_the_job(whole: Path, tmp_path: Path) -> None:
     words = ["data.batch_size=1", "trainer.devices=2"]
     job = Job(tmp_path, train("", *words, tasks="--kill-on-bad-exit=1"), "--ntasks=2", slower=SLOW)
     run = tmp_path / f"outputs/slurm_{job.number}_0"
     job.wait_for(lambda: steps(run) >= 8)
+    job.signal("USR1")
+    job.wait_for(lambda: job.restarts == 1 and len(list(run.glob("csv/version_*"))) == 2 and steps(run) >= 4)
+    assert f"SIGUSR1: job {job.number} requeued" in job.text()
     call("scancel", "--signal=KILL", f"{job.number}.0")
     assert job.ended()[0] == "FAILED", job.text()
     call("scontrol", "requeue", job.number)
-    job.wait_for(lambda: job.restarts == 1)
+    job.wait_for(lambda: job.restarts == 2)
     assert job.ended() == ("COMPLETED", 0), job.text()
     for name, mine, theirs in in_both(losses(run), losses(whole)):
         assert float(mine) == pytest.approx(float(theirs), abs=1e-5, rel=1e-5), name
 
 
 @pytest.mark.parametrize(
-    ("devices", "nodes", "options"),
-    [
-        (1, 1, ["--ntasks=2"]),
-        (1, 1, ["--ntasks-per-node=2"]),
-        (2, 1, ["--ntasks=1"]),
-        (2, 2, ["--nodes=2", "--ntasks=2"]),
-    ],
+    ("devices", "nodes", "options"), [(1, 1, ["--ntasks-per-node=2"]), (2, 2, ["--nodes=2", "--ntasks=2"])]
 )
 def test_other_processes_than_the_configuration_wants_are_refused(
     tmp_path: Path, devices: int, nodes: int, options: list[str]

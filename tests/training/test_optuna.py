@@ -49,6 +49,7 @@ def study(
     sweep = {"sweep": {"dir": str(folder)}}
     one.config = OmegaConf.create({"hydra": sweep, "returns": returns, "ckpt_path": "last" if last else None})
     one.parser = OverridesParser.create()
+    one.compose = lambda config, words: None
     one.launcher = Launcher(function)  # type: ignore[assignment]
     one.sweep(list(words or WORDS))
     return one.launcher  # type: ignore[return-value]

@@ -68,7 +68,10 @@ def test_requeueing_asks_for_this_job_and_reports_failures(
     scontrol(tmp_path, "echo no such job >&2; exit 1")
     assert said() == "SIGUSR1: job 17 not requeued: no such job\n"
     monkeypatch.setenv("SLURM_PROCID", "1")
+    monkeypatch.setattr(slurm, "TURN", 0.01)
     assert said() == ""
+    scontrol(tmp_path, "")
+    assert said() == "SIGUSR1: job 17 requeued\n"  # the first process has not asked
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,12 +70,12 @@ def configuration(*overrides: str) -> DictConfig:
         return compose("train", overrides=list(overrides))
 
 
-def command(*overrides: str, cwd: Path) -> subprocess.Popen[str]:
-    """Start the training command in a folder of its own."""
+def command(*overrides: str, cwd: Path, launcher: Sequence[str] = ()) -> subprocess.Popen[str]:
+    """Start the training command in a folder of its own, perhaps by a module (``-m NAME``) that runs scripts."""
     environment = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "WORLD_SIZE", "NODE_RANK")}
-    environment |= {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     return subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), *overrides],
+        [sys.executable, *launcher, str(ROOT / "train.py"), *overrides],
         cwd=cwd,
         env=environment,
         stdout=subprocess.PIPE,

@@ -17,6 +17,7 @@ from typing import Any
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from smsff.config.trust import PERMISSION, limit_resolvers, permitted
 from smsff.errors import UserError, shown
@@ -51,23 +52,21 @@ SEARCH_PATHS = ("file://", "pkg://hydra.conf")
 def install() -> None:
     """From now on every configuration that Hydra composes in this process is checked first; calling again is free."""
     limit_resolvers()
-    if getattr(ConfigLoaderImpl.load_configuration, "guarded", False):
+    if getattr(ConfigLoaderImpl._load_configuration_impl, "guarded", False):
         return
     # Private, but where all roads meet: the run, each job of a sweep, --cfg. `test_hydra_guard` runs real commands.
-    load, search = ConfigLoaderImpl.load_configuration, ConfigLoaderImpl._process_config_searchpath
+    load, search = ConfigLoaderImpl._load_configuration_impl, ConfigLoaderImpl._process_config_searchpath
 
     @wraps(load)
-    def guarded_load(
-        self: ConfigLoaderImpl, config_name: str | None, overrides: list[str], *args: Any, **kwargs: Any
-    ) -> DictConfig:
+    def guarded_load(self: ConfigLoaderImpl, *args: Any, **kwargs: Any) -> DictConfig:
         limit_resolvers()
         try:
-            cfg = load(self, config_name, overrides, *args, **kwargs)
-        except (HydraException, UserError):
+            cfg = load(self, *args, **kwargs)
+        except (HydraException, OmegaConfBaseException, UserError):
             raise
         except Exception as error:  # nothing but the text of the configuration is at work here
             raise _unreadable(error) from error
-        check_hydra(cfg, overrides)
+        check_hydra(cfg, kwargs["overrides"])
         return cfg
 
     @wraps(search)
@@ -77,7 +76,7 @@ def install() -> None:
         search(self, config_name, overrides, repo)
 
     guarded_load.guarded = True  # type: ignore[attr-defined]
-    ConfigLoaderImpl.load_configuration = guarded_load  # type: ignore[method-assign]
+    ConfigLoaderImpl._load_configuration_impl = guarded_load  # type: ignore[method-assign]
     ConfigLoaderImpl._process_config_searchpath = guarded_search  # type: ignore[assignment,method-assign]
 
 

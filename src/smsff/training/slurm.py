@@ -7,11 +7,14 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from datetime import datetime
 
 INTERACTIVE = ("bash", "interactive")
 EVICTION = ("SIGUSR1", "SIGUSR2")
 """What is sent some time before the end: by ``sbatch --signal`` as the guide has it, and by submitit."""
+TURN = 5.0
+"""Seconds that the other processes of a job leave to the first one to ask for the requeue."""
 
 
 def in_job() -> bool:
@@ -67,10 +70,16 @@ def evicted(number: signal.Signals) -> bool:
 def requeue(number: signal.Signals) -> None:
     """Ask Slurm to start this job again, and say so or why that failed.
 
+    The first process asks. The others stay meanwhile, for one that ends may end the step (``srun --kill-on-bad-exit``),
+    and ask after it: it may be in a call that no signal interrupts. Slurm refuses whoever asks second.
+
     Lightning's own handler does this too, but inside of the signal handler, after saving in the middle of a step.
     """
+    first = os.environ.get("SLURM_PROCID", "0") == "0"
+    if not first:
+        time.sleep(TURN)
     done = _scontrol("requeue")
-    if os.environ.get("SLURM_PROCID", "0") == "0":
+    if first or not done.returncode:
         failure = done.stderr.strip() or str(done.returncode)
         outcome = f"not requeued: {failure}" if done.returncode else "requeued"
         print(f"{number.name}: job {job_id()} {outcome}", file=sys.stderr, flush=True)

@@ -110,7 +110,7 @@ class LastCheckpoint(pl.Callback):
             signal.signal(number, handler)
         if stage != "fit" or self.received is None or self._saved_step != trainer.global_step:
             return
-        if trainer.is_global_zero and slurm.evicted(self.received):
+        if slurm.evicted(self.received):
             signals.ignore()  # Slurm ends the processes of a job that it requeues
             slurm.requeue(self.received)
 
