@@ -22,7 +22,7 @@ from smsff.embedded import demo
 from smsff.embedded.known_styles import operator_of
 from smsff.errors import UserError
 from smsff.metrics.known_style import apply_tone_curve, fit_tone_curve
-from smsff.metrics.table import CEILING, IMG2IMG, ONE_STEP, TONE_CURVE
+from smsff.metrics.table import CEILING, ONE_STEP, TONE_CURVE
 from smsff.weights.compose import composed, find_conf
 
 PLAN = Path(__file__).with_suffix(".yaml")
@@ -64,7 +64,6 @@ def write_controls(plan: Plan, out: Path, style: str, ceiling_steps: int) -> Non
 
     makers: dict[str, Callable[[], Mapping[str, Tensor]]] = {
         TONE_CURVE: tone_curve,
-        IMG2IMG: lambda: demo.stylized_by_teacher(run, test, IMG2IMG)[0],
         ONE_STEP: lambda: demo.stylized_by_teacher(run, test, ONE_STEP)[0],
         CEILING: ceiling,
         TRUTH: lambda: {name: operator(x) for name, x in {**test, **val}.items()},

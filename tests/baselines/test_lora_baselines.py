@@ -72,6 +72,15 @@ def test_img2img_without_the_lora_is_the_stock_pipeline(
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
 
 
+def test_without_a_resolution_pictures_keep_their_size(teacher: Teacher) -> None:
+    base, x = teacher("sd1"), photos(2, *SIZE)
+    of_side = [
+        LoraImg2Img(base, **OPTIONS | {"resolution": side})(x, ["a hill", ""], seeds=SEEDS) for side in (90, 45, None)
+    ]
+    assert torch.equal(of_side[2], of_side[0])
+    assert not torch.equal(of_side[2], of_side[1])
+
+
 def test_img2img_with_the_lora_is_that_of_the_merged_weights(
     teacher: Teacher, family_pipeline: Callable[..., Path], tmp_path: Path
 ) -> None:

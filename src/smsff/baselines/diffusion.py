@@ -31,10 +31,11 @@ def resized(x: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(x, size, mode="bicubic", antialias=True).clamp(0, 1)
 
 
-def at_working_size(x: Tensor, resolution: int, teacher: StableDiffusionTeacher) -> Tensor:
-    """Pictures at about resolution^2 pixels in their own proportions, sides as the U-Net needs them."""
+def at_working_size(x: Tensor, resolution: int | None, teacher: StableDiffusionTeacher) -> Tensor:
+    """Pictures at about resolution^2 pixels (None: at their own size), in their shape, sides as the U-Net needs them."""
     height, width = x.shape[-2:]
-    multiple, scale = LATENT_MULTIPLE * teacher.latent.downscale, resolution / (height * width) ** 0.5
+    multiple = LATENT_MULTIPLE * teacher.latent.downscale
+    scale = resolution / (height * width) ** 0.5 if resolution else 1.0
     fitted = [max(round(side * scale / multiple), 1) * multiple for side in (height, width)]
     return resized(x, (fitted[0], fitted[1]))
 

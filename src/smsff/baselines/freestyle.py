@@ -93,7 +93,7 @@ class FreeStyle:
         enhance: bool,
         steps: int,
         guidance: float,
-        resolution: int,
+        resolution: int | None,
     ) -> None:
         self.teacher, self.prompt, self.words, self.enhance = teacher, prompt, words, enhance
         self.steps, self.guidance, self.resolution = steps, guidance, resolution

@@ -73,7 +73,7 @@ class InstantStylePlus:
         negative: str,
         steps: int,
         guidance: float,
-        resolution: int,
+        resolution: int | None,
     ) -> None:
         self.teacher, self.network, self.image_encoder = teacher, network, image_encoder
         self.scales = [content_scale, {"up": {"block_0": [0.0, style_scale, 0.0]}}]
@@ -139,7 +139,7 @@ def load_instantstyle_plus(
     negative: str,
     steps: int,
     guidance: float,
-    resolution: int,
+    resolution: int | None,
 ) -> InstantStylePlus:
     """Load what it needs beside the teacher; the others as in `InstantStylePlus`.
 

@@ -47,7 +47,7 @@ def load_lora_controlnet(
     strength: float,
     steps: int,
     guidance: float,
-    resolution: int,
+    resolution: int | None,
 ) -> LoraControlNet:
     """Load the ControlNet, a folder or a hub id; the others as in `LoraControlNet` and `LoraImg2Img`."""
     network = load_controlnet(controlnet, teacher)

@@ -46,7 +46,7 @@ class LoraImg2Img:
         strength: float,
         steps: int,
         guidance: float,
-        resolution: int,
+        resolution: int | None,
     ) -> None:
         self.teacher, self.score = teacher, teacher.style if teacher.has_style else teacher.base
         self.prompt, self.words, self.negative = prompt, words, negative

@@ -93,7 +93,7 @@ class StyleID:
         temperature: float,
         layers: Sequence[int],
         steps: int,
-        resolution: int,
+        resolution: int | None,
     ) -> None:
         self.teacher, self.steps, self.resolution = teacher, steps, resolution
         self.attention = StyleAttention(gamma, temperature)

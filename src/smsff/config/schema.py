@@ -347,7 +347,9 @@ ARGUMENTS: dict[str, Key] = {
     **{f"optimizer.*.{name}": key for name, key in _OPTIMIZER.items()},
     "*.seed": Key("as the key seed, for this part", SEED),
     "data.steps": Key("length of the run", COUNT),
-    "baseline.resolution": Key("pictures are worked on at about resolution^2 pixels, in their own shape", PIXELS),
+    "baseline.resolution": Key(
+        "pictures are worked on at about resolution^2 pixels, in their own shape; null: at their own size", PIXELS
+    ),
     "baseline.steps": Key("of DDIM", Range(1, 1000)),
     "baseline.guidance": Key("classifier-free guidance; 1: conditional only", WEIGHT),
     "baseline.prompt": Key("of the wanted picture; may have {words} and {caption}, that of the photo"),
