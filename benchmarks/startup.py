@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 HEAVY = ("torch", "lightning", "diffusers", "transformers", "peft")
 COMMANDS = {
     "python train.py --help": ["train.py", "--help"],
-    "python train.py stlye=demo_comic (a wrong key)": ["train.py", "stlye=demo_comic"],
+    "python train.py stlye=demo_oil (a wrong key)": ["train.py", "stlye=demo_oil"],
     "python export.py --help": ["export.py", "--help"],
     "smsff --help": ["-m", "smsff.cli", "--help"],
     "smsff stylize --help": ["-m", "smsff.cli", "stylize", "--help"],

@@ -172,13 +172,13 @@ def test_help_does_not_wait_for_torch() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["fetch", "style=demo_comic", "--dry"], None),  # argparse completes options
+        (["fetch", "style=demo_oil", "--dry"], None),  # argparse completes options
         (["fetch", "--dry-run", "style=gibli", "--conf"], "expected one argument"),
-        (["fetch", "--quiet", "style=demo_comic"], "--quiet: there is no such option"),
-        (["doctor", "style=demo_comic", "--verify", "steps=abc", "--steps=3"], "without dashes: steps=3"),
-        (["doctor", "style=demo_comic", "seed", "=", "1"], "written KEY=VALUE, without spaces around ="),
+        (["fetch", "--quiet", "style=demo_oil"], "--quiet: there is no such option"),
+        (["doctor", "style=demo_oil", "--verify", "steps=abc", "--steps=3"], "without dashes: steps=3"),
+        (["doctor", "style=demo_oil", "seed", "=", "1"], "written KEY=VALUE, without spaces around ="),
         (["stylize", "a", "b", "--out", "c", "--dry"], "unrecognized arguments: --dry"),
-        (["doctor", "style=demo_comic", "--verify", "style=gibli"], "nearest: ghibli"),
+        (["doctor", "style=demo_oil", "--verify", "style=gibli"], "nearest: ghibli"),
         (["caption"], "FOLDER"),
         (["caption", "nowhere"], "nowhere"),
     ],

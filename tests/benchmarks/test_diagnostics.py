@@ -42,7 +42,7 @@ def test_a_folder_without_a_run_or_a_checkpoint_is_refused(tmp_path: Path, capsy
 def test_runs_are_examined_at_every_checkpoint(tiny: list[str], tmp_path: Path) -> None:  # noqa: F811
     runs = {"SMS": [], "DDS": ["objective=dds"]}
     for name, own in runs.items():
-        run = command(*tiny, *NETWORK, *own, "style=demo_comic", f"run_dir={tmp_path / name}", cwd=tmp_path)
+        run = command(*tiny, *NETWORK, *own, "style=demo_oil", f"run_dir={tmp_path / name}", cwd=tmp_path)
         assert run.wait() == 0, run.communicate()[0]
     folders = [str(tmp_path / name) for name in runs]
     assert diagnostics.main([*folders, "--out", str(tmp_path / "out"), "--draws", "1", "--fit", "2"]) == 0

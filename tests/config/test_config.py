@@ -363,7 +363,7 @@ def test_a_missing_lora_says_where_to_get_it_and_where_to_put_it(tmp_path: Path,
     check_style_files(plain)
     with pytest.raises(UserError, match=r"mine\.safetensors does not exist; check the path"):
         check_style_files(composed("style=pixel_art", "style.lora=mine.safetensors"))
-    several = composed("style=demo_comic", "teacher.lora=[{path:weights/3232pixel.safetensors},{path:x.safetensors}]")
+    several = composed("style=demo_oil", "teacher.lora=[{path:weights/3232pixel.safetensors},{path:x.safetensors}]")
     with pytest.raises(UserError, match=r"teacher\.lora: /.*/x\.safetensors does not exist; check the path"):
         check_style_files(several)
 

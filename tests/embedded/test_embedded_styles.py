@@ -9,18 +9,30 @@ import yaml
 
 from smsff.embedded import teacher as embedded
 from smsff.embedded.known_styles import STYLES
+from smsff.method.prompts import Prompts
+from smsff.weights.compose import composed
 
-FILES = sorted((Path(__file__).parents[2] / "conf" / "style").glob("demo_*.yaml"))
+CONF = Path(__file__).parents[2] / "conf"
+FILES = sorted((CONF / "style").glob("demo_*.yaml"))
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_a_demo_style_has_a_lora_a_truth_and_the_prompts_it_was_taught(file: Path) -> None:
+def test_a_demo_style_has_a_lora_a_truth_and_the_prompts_of_the_base(file: Path) -> None:
     style = yaml.safe_load(file.read_text())["style"]
     name = file.stem.removeprefix("demo_")
     assert style["name"] == file.stem
     assert (style["words"], style["edit"]) == embedded.PROMPTS[name]
     assert (embedded.ASSETS / "loras" / f"{name}.safetensors").is_file()
     assert name in STYLES
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_a_run_uses_only_prompts_that_the_teacher_was_trained_on(file: Path) -> None:
+    config = composed(CONF, [f"style={file.stem}"])["prompts"]
+    prompts = Prompts(**{name: text for name, text in config.items() if name != "_target_"})
+    style, source, edit = prompts.of("a photo")
+    assert {style, edit} == set(embedded.PROMPTS[file.stem.removeprefix("demo_")])
+    assert source in embedded.PROMPTS["photo"]
 
 
 def test_what_ships_is_small() -> None:

@@ -297,5 +297,5 @@ def test_the_configuration_is_found_here_or_in_the_source_tree_or_named(
     assert main(["doctor"]) == 2
     assert f"{tmp_path} has no conf/train.yaml" in capsys.readouterr().err
     shutil.copytree(CONF, tmp_path / "conf")
-    (tmp_path / "conf/style/mine.yaml").write_text((tmp_path / "conf/style/demo_comic.yaml").read_text())
+    (tmp_path / "conf/style/mine.yaml").write_text((tmp_path / "conf/style/demo_oil.yaml").read_text())
     assert main(["doctor", "style=mine"]) == 0
