@@ -32,7 +32,7 @@ def resized(x: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def at_working_size(x: Tensor, resolution: int | None, teacher: StableDiffusionTeacher) -> Tensor:
-    """Pictures of about resolution^2 pixels (None: at their own size), in their shape, sides as the U-Net needs them."""
+    """Pictures of about resolution^2 pixels (None: their own size), in their shape, sides as the U-Net needs them."""
     height, width = x.shape[-2:]
     multiple = LATENT_MULTIPLE * teacher.latent.downscale
     scale = resolution / (height * width) ** 0.5 if resolution else 1.0
