@@ -115,15 +115,15 @@ def run(plain: dict[str, Any], checkpoint: Path | None) -> dict[str, float]:
 
 def build_trainer(plain: dict[str, Any]) -> pl.Trainer:
     """Trainer, callbacks and loggers."""
-    from smsff.training.callbacks.checkpoint_io import SafeCheckpointIO
     from smsff.training.callbacks.loggers import tolerant
 
+    writer = "smsff.training.callbacks.checkpoint_io.SafeCheckpointIO"
     trainer: pl.Trainer = build(
         {
             **plain["trainer"],
             "callbacks": [c for c in plain["callbacks"].values() if c],
             "logger": plain["logger"] or False,
-            "plugins": [SafeCheckpointIO(keep=plain["checkpoint_keep"])],
+            "plugins": [{"_target_": writer, "keep": plain["checkpoint_keep"]}],
         }
     )
     for logger in trainer.loggers:
