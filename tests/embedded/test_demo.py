@@ -77,7 +77,8 @@ def test_table_pictures_and_metrics(run_folder, capsys):
     assert known["paired_ceiling"]["steps"] == 3
 
     sizes = {path.name: Image.open(path).size for path in (run_folder / "pictures").glob("*.png")}
-    assert len(sizes) == 6
+    assert len(sizes) == 2 * 3 + 3
+    assert sizes["room_before_after.png"] == (2 * 96 + 4, 72 + demo.LABEL_HEIGHT)
     assert sizes["coffee_stylized.png"] == (96, 72)
     assert sizes["coffee_before_after.png"] == (2 * 96 + 4, 72 + demo.LABEL_HEIGHT)
     assert sizes["coffee_comparison.png"] == (6 * 96 + 20, 72 + demo.LABEL_HEIGHT)

@@ -1,4 +1,4 @@
-"""What a run on a known style came to, on the two photos that no training has seen: figures and pictures.
+"""What a run on a known style came to: figures of the two test photos, pictures of these and of the validation photos.
 
     python -m smsff.embedded.demo --run outputs/RUN --model MODEL        after train.py and export.py
 
@@ -193,6 +193,15 @@ def write_pictures(pictures: Pictures, folder: Path) -> list[Path]:
     return written
 
 
+def write_scenes(stylizer: Stylizer, folder: Path) -> list[Path]:
+    """Before beside after for the validation photos, which have no figures: the settings were chosen on them."""
+    written = []
+    for name, photo in load_photos("val").items():
+        written.append(folder / f"{name}_before_after.png")
+        side_by_side({"before": photo, "after": stylizer(photo)}).save(written[-1])
+    return written
+
+
 def report(run: Run, figures: Table, notes: Mapping[str, Any], pictures: Sequence[Path]) -> None:
     """Print the table, the bar and the places; add them to metrics.json and write table.md."""
     path = run.folder / "metrics.json"
@@ -259,7 +268,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    report(run, measure_pictures(pictures), notes, write_pictures(pictures, args.run / "pictures"))
+    written = write_pictures(pictures, args.run / "pictures")
+    written += write_scenes(load_stylizer(args.model), args.run / "pictures")
+    report(run, measure_pictures(pictures), notes, written)
     return 0
 
 
