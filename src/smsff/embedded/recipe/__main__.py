@@ -34,7 +34,7 @@ from smsff.embedded.recipe.styles import train_style
 
 log = logging.getLogger(__name__)
 
-SHIPPED = ("watercolour", "ink", "oil", "sketch")
+SHIPPED = ("charcoal", "watercolour", "ink", "oil", "sketch")
 STAGES = ("pairs", "autoencoder", "latents", "base", "exact", "styles", "gates")
 
 
