@@ -71,7 +71,7 @@ def test_the_whole_benchmark_on_a_tiny_teacher(
     plan: dict[str, Any] = {
         **{key: shared[key] for key in ("content", "val", "truth")},
         "multiple": 8,
-        "styles": ["demo_comic"],
+        "styles": ["demo_oil"],
         "seeds": [0, 1],
         "overrides": [*(word for word in tiny if not word.startswith("steps")), "steps=2", "data=bundled", *network],
         "rows": {
@@ -103,8 +103,8 @@ def test_the_whole_benchmark_on_a_tiny_teacher(
     # Hardly trained: the photo, but for what 8 bits cost.
     assert value["SDS", 0]["psnr"] == pytest.approx(value["do nothing", 0]["psnr"], abs=0.1)
     assert Image.open(out / next(r["picture"] for r in results["records"] if r["row"] == "SMS")).size == (96, 72)
-    assert not (out / "rows/sds_strong/demo_comic/seed0/test").exists()  # its test photos stay untouched
-    assert (out / "rows/sms/demo_comic/seed1/export/model.safetensors").is_file()
+    assert not (out / "rows/sds_strong/demo_oil/seed0/test").exists()  # its test photos stay untouched
+    assert (out / "rows/sms/demo_oil/seed1/export/model.safetensors").is_file()
     assert not list(out.glob("rows/*/*/*/run/checkpoints"))  # the network alone is kept
     table = (out / "table.md").read_text()
     order = [line.split(" |")[0][2:] for line in table.splitlines() if line.startswith("| ")][1:]
