@@ -94,7 +94,7 @@ def test_the_published_configuration_serves_without_any_other_file(
         find_config(Source(str(file), "teacher.base"))
     published = family_config(family)
     names = original_names([skeleton_unet(published), skeleton_vae(published), *skeleton_texts(published)])
-    monkeypatch.setattr(single_file, "_header", lambda source: ({k: tuple(v.shape) for k, v in names.items()}, {}))
+    monkeypatch.setattr(single_file, "header", lambda source: ({k: tuple(v.shape) for k, v in names.items()}, {}))
     assert find_config(Source(str(file), "teacher.base")) == published
 
 
