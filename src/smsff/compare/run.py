@@ -107,6 +107,9 @@ def make_all(setting: Setting, wanted: Sequence[Job], photos: Sequence[Photo], p
         for job in wanted:
             folder = job.folder / part
             left = [photo for photo in photos if not (folder / photo.name).is_file()]
+            for photo in photos:  # a killed comparison may have left those of a picture that is there
+                if photo not in left:
+                    shutil.rmtree(run_folder(job, photo) / "checkpoints", ignore_errors=True)
             bars.update(task, description=str(job), advance=len(photos) - len(left))
             if not left:
                 continue
