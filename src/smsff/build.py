@@ -43,7 +43,10 @@ MAX_PROMPTS = 1000
 
 def build(node: Any) -> Any:
     """Instantiate a node. A `UserError` from inside comes out as it is, and what else its arguments cause becomes one.
-    UserError if the arguments do not do, or exclude one another."""
+
+    Raises:
+        UserError: the arguments do not do, or exclude one another.
+    """
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
     try:

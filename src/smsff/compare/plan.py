@@ -76,7 +76,10 @@ class Job:
 
 def read_plan(path: Path, changes: Sequence[str] = ()) -> Plan:
     """The plan of a file, with changes such as ``content=photos`` or ``rows.SMS.seeds=[0]``.
-    UserError if the file cannot be read, a key is unknown, missing or of the wrong type, or a row names no method."""
+
+    Raises:
+        UserError: the file cannot be read, a key is unknown, missing or of the wrong type, or a row names no method.
+    """
     where = printable(path)
     try:
         given = OmegaConf.create(path.read_text(encoding="utf-8"))

@@ -47,7 +47,10 @@ class Measuring:
 
 def prepare(plan: Plan, root: Path, folder: Path) -> list[Photo]:
     """The photos of the comparison, resized and cropped as the plan says, with their captions, in one folder.
-    UserError if there are none, or the folder holds those of another comparison."""
+
+    Raises:
+        UserError: there are none, or the folder holds those of another comparison.
+    """
     found = find_images(root)
     if not found:
         raise UserError(f"{printable(root)}: there are no images in it")

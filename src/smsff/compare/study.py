@@ -157,7 +157,10 @@ def bradley_terry(votes: Sequence[tuple[str, Sequence[str]]], *, steps: int = 10
 
 def read_votes(files: Sequence[Path]) -> tuple[dict[str, str], list[dict[str, Any]], int]:
     """The methods by code, the votes, and the number of people; of two files of a person the longer counts.
-    UserError if a file is none of this study, or the key is not among them."""
+
+    Raises:
+        UserError: a file is none of this study, or the key is not among them.
+    """
     keys: dict[str, dict[str, str]] = {}
     people: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for file in files:

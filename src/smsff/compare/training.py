@@ -72,7 +72,10 @@ def _metrics(folder: Path) -> dict[str, Any]:
 
 def trained_network(folder: Path, overrides: Sequence[str], conf: Path) -> Path:
     """Train a network in FOLDER/run and export it; the folder of the export. The checkpoints are removed.
-    UserError as in `train`."""
+
+    Raises:
+        UserError: see `train`.
+    """
     export = folder / "export"
     if not (export / WEIGHTS).is_file():
         train(folder / "run", overrides, conf)

@@ -105,7 +105,10 @@ def type_name(kind: Any) -> str:
 
 def check_value(value: Any, kind: Any, key: str) -> None:
     """Check a value against an annotation, and a node without a ``_target_`` against the dataclass it stands for.
-    UserError for a wrong type, or an unknown or missing key in the node."""
+
+    Raises:
+        UserError: wrong type, or an unknown or missing key in the node.
+    """
     if not fits(value, kind):
         raise UserError(f"{key}={shown(value)}: must be {type_name(kind)}")
     if dataclasses.is_dataclass(kind) and "_target_" not in value:
@@ -157,7 +160,10 @@ def check_arguments(
 
 def check_targets(node: Any, prefix: str) -> None:
     """Check every node with a ``_target_`` in a tree of plain containers against what it names.
-    UserError for a target that its place does not have, or arguments that it does not take."""
+
+    Raises:
+        UserError: a target that its place does not have, or arguments that it does not take.
+    """
     if isinstance(node, Mapping):
         if "_target_" in node:
             target = find_target(node, prefix)
@@ -172,8 +178,11 @@ def check_targets(node: Any, prefix: str) -> None:
 
 
 def check_text(node: Any, key: str = "") -> None:
-    r"""Refuse text that would be a reference the next time it is read (``\${...}``), or that no file name can hold.
-    UserError, which names the key."""
+    """Refuse text that would be a reference the next time it is read (``\\${...}``), or that no file name can hold.
+
+    Raises:
+        UserError: names the key.
+    """
     if isinstance(node, Mapping):
         for name, value in node.items():
             check_text(str(name), f"{key}.{name!r}" if key else repr(name))
@@ -190,7 +199,10 @@ def check_text(node: Any, key: str = "") -> None:
 
 def resolve(cfg: DictConfig) -> dict[str, Any]:
     """The configuration as plain containers, every reference followed and the user's own paths absolute.
-    UserError if a key that must be given has no value, or a reference leads nowhere or to what it may not read."""
+
+    Raises:
+        UserError: a key that must be given has no value, or a reference leads nowhere or to what it may not read.
+    """
     limit_resolvers()
     try:
         missing = sorted(str(key) for key in OmegaConf.missing_keys(cfg))
@@ -224,7 +236,13 @@ def check_config(plain: Mapping[str, Any]) -> None:
 
 def check_style_files(plain: Mapping[str, Any]) -> None:
     """Whether the local files of a style are there.
-    UserError, which says which file is missing, where to get it and where to put it."""
+
+    Args:
+        plain: The whole configuration.
+
+    Raises:
+        UserError: says which file is missing, where to get it and where to put it.
+    """
     style, known, base = plain["style"], plain["weights"], plain["style"].get("base")
     for lora in lora_paths(plain["teacher"].get("lora")):
         if not Path(lora).expanduser().is_file():

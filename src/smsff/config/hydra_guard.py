@@ -82,7 +82,10 @@ def install() -> None:
 
 def check_search_path(primary: Any) -> None:
     """Whether the search path of a primary configuration has folders alone: a package is imported to be searched.
-    UserError, which names the entry."""
+
+    Raises:
+        UserError: names the entry.
+    """
     entries = OmegaConf.select(primary, "hydra.searchpath") if OmegaConf.is_dict(primary) else None
     for entry in entries or []:
         name = str(entry)
@@ -92,7 +95,14 @@ def check_search_path(primary: Any) -> None:
 
 def check_hydra(cfg: DictConfig, overrides: Sequence[str]) -> None:
     """Refuse a composed configuration whose ``hydra`` node would run code, set variables or write elsewhere.
-    UserError, which names the key."""
+
+    Args:
+        cfg: With its ``hydra`` node.
+        overrides: Those that it was composed with.
+
+    Raises:
+        UserError: names the key.
+    """
     hydra = OmegaConf.to_container(cfg, resolve=False).get("hydra", {})  # type: ignore[union-attr]
     if not isinstance(hydra, Mapping):
         raise _refusal("hydra", hydra, "must be a node")

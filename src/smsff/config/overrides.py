@@ -35,7 +35,10 @@ _PARSER = OverridesParser.create()
 
 def prepared(arguments: Sequence[str]) -> list[str]:
     """The arguments of a command for Hydra: the overrides first, each readable, then the options in their order.
-    UserError for an option that there is not, or a word that is no override."""
+
+    Raises:
+        UserError: an option that there is not, or a word that is no override.
+    """
     words: list[str] = []
     flags: list[str] = []
     rest = list(arguments)

@@ -443,7 +443,10 @@ def range_of(key: str) -> Range:
 
 def check_ranges(node: Any, key: str = "") -> None:
     """Check every number in a tree of plain containers against its range.
-    UserError, which names the key, the value and the range."""
+
+    Raises:
+        UserError: names the key, the value and the range.
+    """
     if isinstance(node, Mapping):
         for name, value in node.items():
             check_ranges(value, f"{key}.{name}" if key else str(name))
@@ -597,7 +600,10 @@ def _returns(plain: Plain) -> None:
 
 def check_contradictions(plain: Plain) -> None:
     """Find settings that are each allowed but exclude one another; keys, types and ranges are already checked.
-    UserError, which names the keys, their values, and what would agree."""
+
+    Raises:
+        UserError: names the keys, their values, and what would agree.
+    """
     checks = (_trainer, _one_picture, _length, _timesteps, _sizes, _shared_draw, _optimizer, _lora, _places, _returns)
     for check in checks:
         check(plain)

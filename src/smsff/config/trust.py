@@ -147,7 +147,14 @@ def matches(key: str, pattern: str) -> bool:
 
 def find_target(node: Mapping[str, Any], place: str) -> Callable[..., Any]:
     """What the ``_target_`` of a node names.
-    UserError if it is not a target of this place, cannot be imported, or is completed at the wrong moment."""
+
+    Args:
+        node: Plain containers.
+        place: Dotted key of the node.
+
+    Raises:
+        UserError: it is not a target of this place, cannot be imported, or is completed at the wrong moment.
+    """
     name, key = node["_target_"], f"{place}._target_"
     if not isinstance(name, str):
         raise UserError(f"{key}={shown(name)}: must be the dotted name of a class")

@@ -31,7 +31,10 @@ BEGINNING = b'{"file_name": "'
 
 def run(arguments: argparse.Namespace) -> int:
     """Caption the folder; the exit status is 0 when all is done, 1 when some pictures could not be read.
-    UserError if there are no images or no such model, or captions are malformed."""
+
+    Raises:
+        UserError: no folder, no images in it, malformed captions, or no such model.
+    """
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     root = Path(arguments.folder).expanduser()
@@ -84,7 +87,10 @@ class Captioner:
 
 def load_captioner(name: str, *, device: str = "auto") -> Captioner:
     """A BLIP model from a folder or the hub; what is on this machine already is not downloaded.
-    UserError if there is no such model, or it is of another kind."""
+
+    Raises:
+        UserError: no such model, or one of another kind.
+    """
     from transformers import AutoConfig, BlipForConditionalGeneration, BlipProcessor
 
     place = chosen_device(device)
@@ -149,7 +155,10 @@ def _read(images: Iterable[Path], console: Console) -> Iterator[tuple[Path, Tens
 
 def _drop_cut_lines(paths: Iterable[Path]) -> None:
     """Remove a last line without its end, which a machine that lost power leaves; everything else is left as it is.
-    UserError for a file in another encoding than that of the lines that will be added."""
+
+    Raises:
+        UserError: a file in another encoding than that of the lines that will be added.
+    """
     for path in set(paths):
         if not path.is_file():
             continue

@@ -113,7 +113,10 @@ def warn_each(what: str, reasons: Mapping[str, str]) -> None:
 
 def decode_text(data: bytes) -> tuple[str, str]:
     """Text and its encoding: what a byte order mark says, else UTF-8, else Windows' Western European, cp1252.
-    UnicodeDecodeError if it is none of them."""
+
+    Raises:
+        UnicodeDecodeError: It is none of them.
+    """
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return data.decode("utf-16"), "utf-16"
     try:

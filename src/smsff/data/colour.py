@@ -27,7 +27,10 @@ def srgb_profile() -> bytes:
 
 def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     """A picture of mode L, RGB, CMYK or LAB as RGB in sRGB.
-    ProfileError if the profile is damaged, or for pictures of another kind."""
+
+    Raises:
+        ProfileError: If the profile is damaged, or for pictures of another kind.
+    """
     if not profile and image.mode != "LAB":
         return image.convert("RGB")
     transform = conversion(profile or b"", image.mode)

@@ -63,11 +63,16 @@ def random_window(
 ) -> Window:
     """A random square window of an image, to be resized to ``size`` and perhaps mirrored.
 
-    The side of the window is a fraction of the image's shorter side, uniform in ``scale``; (1, 1) is the largest
-    square. Where the image allows that, its pixels are not enlarged more than ``enlarge`` times; more than 1 also shows
-    soft edges.
+    The side of the window is a fraction of the image's shorter side, uniform in ``scale``. Where the image allows
+    that, it is not so small that its pixels are enlarged more than ``enlarge`` times.
 
-    The generator always gives four numbers, so that one option does not change the draws of another.
+    Args:
+        image: (3, H, W) uint8.
+        size: Side of the result in pixels.
+        scale: Lowest and highest fraction of the shorter side, 0 < low <= high <= 1; (1, 1) is the largest square.
+        flip: Mirror left and right in half of the cases.
+        generator: Always gives four numbers, so that one option does not change the draws of another.
+        enlarge: 1 enlarges images only if they are smaller than the crop; more than 1 also shows soft edges.
     """
     fraction, down, right, mirror = torch.rand(4, generator=generator, dtype=torch.float64).tolist()
     height, width = image.shape[1:]

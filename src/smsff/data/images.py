@@ -175,7 +175,10 @@ def walk(root: Path, *, onerror: Callable[[OSError], None] | None = None) -> Ite
 
 def image_size(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """Width and height of the upright picture, from the header, without decoding.
-    ImageError if the file is missing, empty, not an image, or has more than ``max_pixels``."""
+
+    Raises:
+        ImageError: If the file is missing, empty, not an image, or has more than ``max_pixels``.
+    """
     try:
         _check_file(path)
         with _open(path, max_pixels) as image:

@@ -35,7 +35,10 @@ MAX_PIXELS = 10**10
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the shards that are missing; the exit status is 0 when all is done, 1 when pictures could not be read.
-    UserError if there are no images, OUT holds other things, or the folder changes meanwhile."""
+
+    Raises:
+        UserError: no images, OUT holds other things, or the folder changes meanwhile.
+    """
     root, out = Path(arguments.folder).expanduser().absolute(), Path(arguments.out).expanduser()
     if is_shards(root):
         raise UserError(f"FOLDER {printable(root)}: holds shards already")
@@ -89,7 +92,10 @@ def index_text(folder: ImageFolder, places: list[Place]) -> str:
 
 def prepare(out: Path, text: str, *, overwrite: bool) -> None:
     """Leave only shards that belong to this index in OUT, and the index itself.
-    UserError if there are finished shards of another."""
+
+    Raises:
+        UserError: there are finished shards of another.
+    """
     done, plan = out / INDEX, out / PLAN
     before = next((path.read_text("utf-8") for path in (done, plan) if path.is_file()), None)
     if before == text:

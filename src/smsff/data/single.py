@@ -34,7 +34,21 @@ class SamePicture(Dataset[dict[str, Any]]):
 
 
 class SingleImage(LightningDataModule):
-    """A picture, resized once, as a batch of one in every step; the arguments are the keys of ``data``."""
+    """A picture, resized once, as a batch of one in every step.
+
+    Args:
+        path: The picture; None is a bundled photo.
+        short_side: Length of its shorter side in the run; both sides are then multiples of ``multiple``.
+        multiple: What the sides are rounded to.
+        caption: Its caption.
+        steps: Optimizer steps of the run.
+
+    Attributes:
+        image: (3, H, W) float32 in [-1, 1].
+
+    Raises:
+        UserError: a file that cannot be read, or with too many pixels at this size.
+    """
 
     def __init__(
         self, *, path: str | None = None, short_side: int, multiple: int = 8, caption: str = "", steps: int

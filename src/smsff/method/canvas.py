@@ -23,7 +23,7 @@ Pullback = Literal["encoder", "decoder"]
 
 
 class PixelCanvas:
-    """For generators that map pictures to pictures; `offset` (B, 2) moves a picture before it is encoded."""
+    """For generators that map pictures to pictures."""
 
     needs_encoder = True
 
@@ -61,7 +61,7 @@ class PixelCanvas:
 
 
 class LatentCanvas:
-    """As `PixelCanvas`, for a generator of the latents of one picture, which is encoded once."""
+    """For a generator of the latents of one picture, which is encoded once."""
 
     needs_encoder = False
     needs_decoder = True
@@ -94,9 +94,16 @@ class LatentCanvas:
 
 @torch.no_grad()
 def decoded_step(decode: Callable[[Tensor], Tensor], z: Tensor, step: Tensor, size: tuple[int, int]) -> Tensor:
-    """D(z) - D(z - step), to be subtracted from the picture; to first order the decoder's Jacobian times `step`.
+    """D(z) - D(z - step), to first order the decoder's Jacobian times `step`.
 
-    `size` is the height and width of the picture, which the encoder may have padded.
+    Args:
+        decode: Scaled latents to pictures in [-1, 1].
+        z: Latents (B, C, h, w).
+        step: What is to be subtracted from z, of the same shape.
+        size: Height and width of the picture, which the encoder may have padded.
+
+    Returns:
+        (B, 3, *size), to be subtracted from the picture.
     """
     with without_autocast(z.device):  # in 16 bits the two would differ by their rounding more than by a small step
         before, after = decode(torch.cat([z, z - step])).chunk(2)

@@ -29,8 +29,13 @@ def edit_direction(
 
 @dataclass(frozen=True, kw_only=True)
 class DeltaDenoising:
-    """The publication has one model and two prompts, which is ``reference="style"``; with ``base`` the style LoRA is in
-    the difference too."""
+    """
+    Attributes:
+        weight: w(t), see `gradient_weight`.
+        style_guidance, source_guidance: Guidance scales of the two predictions; the source has one for both.
+        reference: Which model sees the source. The publication has one model and two prompts, which is ``style``; with
+            ``base`` the style LoRA is in the difference too.
+    """
 
     needs_fake: ClassVar[bool] = False
 

@@ -23,5 +23,13 @@ def denoising_weight(kind: DenoisingWeight, alpha_bar: Tensor) -> Tensor:
 
 
 def denoising_loss(eps_pred: Tensor, noise: Tensor, weight: Tensor) -> Tensor:
-    """weight * |eps_pred - noise|^2, mean over the elements of each sample: (B,)."""
+    """weight * |eps_pred - noise|^2, mean over the elements of each sample.
+
+    Args:
+        eps_pred, noise: (B, C, h, w).
+        weight: (B, 1, 1, 1).
+
+    Returns:
+        (B,), differentiable in eps_pred.
+    """
     return (weight * (eps_pred - noise) ** 2).flatten(1).mean(1)

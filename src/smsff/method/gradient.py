@@ -54,6 +54,7 @@ class Noised:
         z, z_src: Clean latents of the result and of the source, (B, C, h, w).
         noise: (B, C, h, w).
         t: long (B,).
+        schedule: The forward process.
     """
 
     z: Tensor

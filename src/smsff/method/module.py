@@ -42,12 +42,23 @@ class StyleMatching(pl.LightningModule):
     Args:
         generator: x (B, 3, H, W) in [-1, 1] -> y of the same shape; with ``space == "latent"``, z (B, C, h, w) -> z.
         teacher: The frozen base and style scores, the encoder and the noise schedule.
+        fake_score: Builds the online score from the teacher.
+        objective: Turns scores into the gradient g; says whether it needs a fake score.
         regularizer: (z, z_src, t) -> (B,), with its weight lambda.
         relevance: Map of where the style matters, (B, 1, h, w).
         timesteps: Draws t for the generator; counted in iterations after the warm-up.
+        fake_timesteps: Draws t for the fake score's own loss.
+        warmup: Reconstruction before style matching begins.
         generator_options, fake_options: Optimizer settings of the two parameter groups.
-        steps, seed, fake_draws, ema_decay, grid_jitter, pullback: The keys of these names. The offsets of
-            `grid_jitter` (ours) are the same for source and result; they should cover the strides of encoder and U-Net.
+        prompts: Prompt templates.
+        steps: Length of the run in optimizer steps, warm-up included.
+        seed: Seed of every random draw.
+        fake_draws: Independent (t, noise) draws of the fake's loss in each step.
+        ema_decay: Largest decay of the average of the generator's weights (`update_average`); 0 follows the weights.
+        grid_jitter: Source and result are moved by the same random offset below this many pixels before they are
+            encoded (ours); 1 is none. It should cover the strides of encoder and U-Net.
+        pullback: How a step in latent space reaches the picture: through the encoder (the paper) or the decoder.
+        speed: What is shared, and in which form the networks run.
         record: Plain containers stored in every checkpoint (generator, style, resolved configuration).
     """
 

@@ -49,9 +49,12 @@ def posterior_weights(schedule: NoiseSchedule, t: Tensor, stride: int) -> tuple[
 
 @dataclass(frozen=True, kw_only=True)
 class PosteriorDistillation:
-    """``stride`` is t - t', at most the smallest t that is drawn; ``reference`` is as in `DeltaDenoising`.
-
-    The authors' code has a stride of 2, and odd t from 21 to 979; with 1 nothing of g holds on to the source.
+    """
+    Attributes:
+        style_guidance, source_guidance: Guidance scales of the two predictions; the source has one for both.
+        stride: t - t', at most the smallest t that is drawn. The authors' code has 2, and odd t from 21 to 979; with 1
+            nothing of g holds on to the source.
+        reference: Which model sees the source, as in `DeltaDenoising`.
     """
 
     needs_fake: ClassVar[bool] = False

@@ -15,8 +15,17 @@ from smsff.teacher.score import Teacher
 
 @dataclass(frozen=True, kw_only=True)
 class Prompts:
-    """Prompt templates, the keys of ``prompts``; ``{caption}`` is the image's caption, ``{words}`` those of the style.
-    UserError for a template with another field."""
+    """Prompt templates; ``{caption}`` is the image's caption, ``{words}`` the words of the style.
+
+    Attributes:
+        words: What the style is called, with the trigger words of its LoRA.
+        style: Condition of the style score.
+        source: Condition of the fake score.
+        edit: Prompt whose difference from the empty prompt gives the relevance map.
+
+    Raises:
+        UserError: a template with another field.
+    """
 
     words: str
     style: str

@@ -54,8 +54,10 @@ def minmax(raw: Tensor) -> Tensor:
 class SemanticRelevance:
     """The relevance map of each sample, without gradient.
 
-    ``minmax`` maps onto [0, 1] (the paper). ``minmax_mean``, ours, then divides by the mean of the sample, so that the
-    map moves the style gradient about without weakening it.
+    Args:
+        reduce: see `relevance_map`.
+        normalize: ``minmax`` maps onto [0, 1] (the paper). ``minmax_mean``, ours, then divides by the mean of the
+            sample, so that the map moves the style gradient about without weakening it.
     """
 
     needs_scores = True
@@ -104,7 +106,13 @@ def relevance_at(relevance: Relevance, base: Score, at: Noised, cond: Conditions
 
 
 class RelevancePreview:
-    """Relevance maps of whole pictures, to look at."""
+    """Relevance maps of whole pictures, to look at.
+
+    Args:
+        relevance: Of the training.
+        teacher: Its base and its auto-encoder.
+        seed: Of the noise.
+    """
 
     SIZE = 512
     """Longest side, in pixels, at which a map is computed."""

@@ -87,7 +87,10 @@ class NoiseSchedule(nn.Module):
 
     def shifted(self, k: float) -> NoiseSchedule:
         """The grid with noise over signal k times as large at every t: s becomes k s / (1 + (k - 1) s).
-        UserError if k is not above 0."""
+
+        Raises:
+            UserError: k is not above 0.
+        """
         if not k > 0:
             raise UserError(f"teacher.shift={k} must be above 0 (1: no shift)")
         ab = self._exact[1]

@@ -33,7 +33,11 @@ def no_fake(z_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
 def batch_scores(teacher: Teacher, fake: Score | None, cond: Conditions, *, share: bool = False) -> Scores:
     """The four scores with the prompts of a batch filled in.
 
-    `share` leaves the fake's prediction with its graph, and t, in ``shared``, for the fake's own loss.
+    Args:
+        teacher: The frozen base and style scores.
+        fake: The score that is trained online, if the objective needs one.
+        cond: Prompt embeddings of the batch.
+        share: Leave the fake's prediction with its graph, and t, in ``shared``, for the fake's own loss.
     """
     seen: dict[str, Tensor] = {}
     shared: list[tuple[Tensor, Tensor]] = []

@@ -19,7 +19,12 @@ from smsff.method.gradient import GradientWeight, Noised, Scores, gradient_weigh
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreDistillation:
-    """The guidance of 100 of DreamFusion and threestudio is 101 here: they write cond + 100 (cond - uncond)."""
+    """
+    Attributes:
+        weight: w(t), see `gradient_weight`.
+        style_guidance: Guidance scale, 1 = conditional only. The 100 of DreamFusion and threestudio is a 101 here: they
+            write cond + 100 (cond - uncond).
+    """
 
     needs_fake: ClassVar[bool] = False
 

@@ -33,7 +33,13 @@ def dmd_normalizer(z: Tensor, x0_style: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class StyleMatchingObjective:
-    """``normalize`` divides g of each sample by `dmd_normalizer`, so that its size does not depend on t and content."""
+    """
+    Attributes:
+        weight: w(t), see `gradient_weight`.
+        style_guidance, fake_guidance: Guidance scales of the two predictions (1 = conditional only; the authors' code
+            uses 4.5 for both).
+        normalize: Divide g of each sample by `dmd_normalizer`, so that its size does not depend on t and content.
+    """
 
     needs_fake: ClassVar[bool] = True
 

@@ -62,8 +62,12 @@ def low_pass_mask(t: Tensor, height: int, width: int, *, t_scale: int = 1000, cu
 class SpectrumRegularizer:
     """lambda times the difference of the low-passed spectra, mean over *all* coefficients of a sample, kept or not.
 
-    lambda is only meaningful beside the size of g, hence beside ``objective.weight`` and ``objective.normalize``: the
-    posterior variance is about 1e-3, DMD's normaliser makes g of order 1.
+    Args:
+        lambda_freq: lambda. It is only meaningful beside the size of g, hence beside ``objective.weight`` and
+            ``objective.normalize``: the posterior variance is about 1e-3, DMD's normaliser makes g of order 1.
+        norm: ``l2`` squared difference (the paper), ``l1`` absolute difference (the authors' code).
+        t_scale: the timestep from which on all frequencies are kept (the authors' code: 500).
+        cutoff: see `low_pass_mask`.
     """
 
     def __init__(

@@ -54,10 +54,13 @@ def draw(u: Tensor, low: int, high: int, *, per: Per, grid: Grid) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Uniform:
-    """t ~ U(t_min, t_max), both included, at every iteration (the paper's "random t" row).
+    """t ~ U(t_min, t_max) at every iteration (the paper's "random t" row).
 
-    The paper does not state the bounds; the default is the 2 % to 98 % of SDS. With ``per="batch"`` all samples have
-    the t of u[0]: give every process the u of position 0 to have one t in the whole global batch.
+    Attributes:
+        t_min, t_max: bounds, both included. The paper does not state them; the default is the 2 % to 98 % of SDS.
+        per: ``sample`` one t for each sample, ``batch`` one for all: that of u[0]. (Give every process the u of
+            position 0 to have one t in the whole global batch.)
+        grid: ``all`` timesteps, or the ``odd`` ones, t = 2 k + 1.
     """
 
     t_min: int = 20
@@ -91,7 +94,12 @@ class Narrowing(Uniform):
 
 @dataclass(frozen=True, kw_only=True)
 class Dropping(Uniform):
-    """t ~ U(t_min, t_max), then from the share ``drop_at`` of the run on t ~ U(t_min, t_max_late) (ProlificDreamer)."""
+    """t ~ U(t_min, t_max), then from a share of the run on t ~ U(t_min, t_max_late) (ProlificDreamer).
+
+    Attributes:
+        t_max_late: upper bound afterwards, if t_max is not less.
+        drop_at: share of the run, in [0, 1], after which it counts. The authors' code has step 5000 of 25000.
+    """
 
     t_max_late: int = 500
     drop_at: float = 0.2

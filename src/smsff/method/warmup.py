@@ -26,6 +26,8 @@ class ReconstructionWarmup:
     one that starts from noise needs as many as it takes to reach a small error, which ``until`` says.
 
     Args:
+        steps: Iterations; with ``until`` the most of them.
+        loss: l1, l2.
         until: The warm-up ends sooner, once the loss averaged over the last iterations (a weight of 0.1 for the newest)
             is at most this; values lie in [-1, 1]. None: it lasts for ``steps``.
 

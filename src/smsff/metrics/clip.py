@@ -56,7 +56,12 @@ class Clip(nn.Module):
         return torch.stack([self._texts[text] for text in texts])
 
     def scores(self, images: Tensor, texts: Sequence[str]) -> Tensor:
-        """exp(logit scale) times the cosine of each picture with its text, (B,): PickScore with its weights."""
+        """exp(logit scale) times the cosine of each picture with its text, (B,): PickScore with its weights.
+
+        Args:
+            images: (B, 3, H, W) in [0, 1].
+            texts: One for each picture.
+        """
         cosine = (self.embed_images(images) * self.embed_texts(texts)).sum(-1)
         return self.model.logit_scale.exp() * cosine
 

@@ -18,7 +18,10 @@ MIN_SIDE = 75
 
 def load_weights(path: Path) -> dict[str, Tensor]:
     """A state dict from a .pth file, without running anything that is in it.
-    UserError if the file is damaged, or holds something other than tensors."""
+
+    Raises:
+        UserError: the file is damaged, or holds something other than tensors.
+    """
     try:
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # of untrusted bytes anything comes out

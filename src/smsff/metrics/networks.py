@@ -112,8 +112,13 @@ def parse_paths(options: Sequence[str]) -> dict[str, Path]:
 
 
 def find(key: str, paths: Mapping[str, Path]) -> Found:
-    """The network with this key, at the place that the user names, even if it is not the published file, or else where
-    it is kept. MissingNetworkError: it is nowhere, or a file of this name is another one (a download that broke off).
+    """The network with this key.
+
+    Args:
+        paths: Places that the user names, by key; what is there is taken even if it is not the published file.
+
+    Raises:
+        MissingNetworkError: it is nowhere, or a file of this name is another one (a download that broke off).
     """
     file = PUBLISHED[key]
     path = paths.get(key) or next((place for place in candidates(file) if place.exists()), None)

@@ -16,10 +16,13 @@ SLICES = {0: "slice1", 3: "slice2", 6: "slice3", 8: "slice4", 10: "slice5"}
 
 
 class Perceptual(nn.Module):
-    """LPIPS of two pictures (B, 3, H, W) in [0, 1] of one size, (B,); 0 for equal ones.
+    """Distance between two pictures (B, 3, H, W) in [0, 1] of one size, shape (B,); 0 for equal ones.
 
-    The package brings the weights of its linear layers; those of AlexNet come from `path`, because the package would
-    download them.
+    The pictures are mapped to [-1, 1] and not resized. The package brings the weights of its linear layers; those of
+    AlexNet come from `path`, because the package would download them.
+
+    Raises:
+        UserError: the package lpips is not installed, or the file holds no AlexNet.
     """
 
     def __init__(self, path: Path) -> None:

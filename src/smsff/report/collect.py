@@ -45,7 +45,10 @@ def is_run(folder: Path) -> bool:
 
 def expand(folders: Sequence[Path]) -> list[Path]:
     """The runs: the folders themselves, or, of a sweep's folder, the runs one or two levels below, in order of names.
-    UserError if a folder is missing, or holds no run."""
+
+    Raises:
+        UserError: a folder is missing, or holds no run.
+    """
     found: list[Path] = []
     for folder in folders:
         if not folder.is_dir():

@@ -46,7 +46,10 @@ def read_comparison(folder: Path, name: str, share: int) -> Entry:
 
 def write_comparison(content: Mapping[str, Any], out: Path) -> str:
     """Write results.json, table.md and report.html; returns the text of table.md.
-    UserError if the folder cannot be written to."""
+
+    Raises:
+        UserError: the folder cannot be written to.
+    """
     from smsff.report.html import write_report  # it imports this module
 
     blocks = [f"# {content['title']}", *map(table_markdown, tables(content))]

@@ -155,7 +155,10 @@ def load_networks(
     groups: Sequence[str], paths: Mapping[str, Path], *, required: bool
 ) -> tuple[Networks, dict[str, Found], dict[str, str]]:
     """The networks of these groups, where they were found, and why groups are left out: reason by group.
-    UserError if a file is damaged, or a network is missing that is `required`."""
+
+    Raises:
+        UserError: a file is damaged, or a network is missing that is `required`.
+    """
     from smsff.metrics import networks as files
     from smsff.metrics.clip import Clip
     from smsff.metrics.evaluation import Networks
@@ -263,7 +266,10 @@ def median_side(paths: Sequence[Path], most: int = 200) -> int:
 
 def write(out: Path, content: Mapping[str, Any]) -> None:
     """Print the figures; write evaluation.json, evaluation.md and report.html.
-    UserError if the folder cannot be written to."""
+
+    Raises:
+        UserError: the folder cannot be written to.
+    """
     import json
 
     from smsff.atomic import write_atomically

@@ -104,13 +104,21 @@ def _order(seed: int, bucket: int, count: int, cycle: int) -> Tensor:
 def window(
     image: Tensor, shape: Shape, *, scale: tuple[float, float], flip: bool, generator: torch.Generator | None
 ) -> Tensor:
-    """A window of an image in the aspect of `shape`, resized to it, perhaps mirrored, in [-1, 1].
+    """A window of an image in the aspect of `shape`, resized to it and perhaps mirrored.
 
     The window's side is a fraction, uniform in `scale`, of the largest window of that aspect in the image, and never
     smaller than `shape` itself where the image allows that. So (1, 1) shows whole pictures, and a small fraction such
     as (0.01, 0.01) their own pixels, for styles whose strokes have a size in pixels.
 
-    The generator always gives four numbers; None takes the middle of the image at the middle of `scale`, unmirrored.
+    Args:
+        image: (3, H, W) uint8.
+        shape: (height, width) of the result.
+        scale: 0 < low <= high <= 1.
+        flip: Mirror left and right in half of the cases.
+        generator: Always gives four numbers; None takes the middle of the image at the middle of `scale`, unmirrored.
+
+    Returns:
+        (3, height, width) float32 in [-1, 1].
     """
     draws = [0.5, 0.5, 0.5, 1.0]
     if generator is not None:

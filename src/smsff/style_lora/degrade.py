@@ -19,7 +19,10 @@ def close(x: Tensor, size: int) -> Tensor:
 def erase_lines(x: Tensor, size: int, threshold: float) -> Tensor:
     """Dark lines give way to the colours beside them, which meet in the middle of where the line was.
 
-    Lines wider than `size`, an odd number, stay; `threshold` is how much darker than both sides, in luma, a line is.
+    Args:
+        x: (B, 3, H, W) in [0, 1].
+        size: Odd; wider lines stay.
+        threshold: How much darker than both sides, in luma, a line is.
     """
     grey = luma(x)
     line = F.max_pool2d((close(grey, size) - grey > threshold).to(x), 3, stride=1, padding=1)

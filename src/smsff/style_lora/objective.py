@@ -48,7 +48,9 @@ def min_snr_weight(alpha_bar: Tensor, prediction_type: str, gamma: float | None)
 def denoising_target(schedule: NoiseSchedule, z: Tensor, z_t: Tensor, t: Tensor) -> Tensor:
     """What the network should answer at z_t if the clean latent is z: eps*, v* or eps* - z, shape of z.
 
-    z_t, float32 as z, need not be made of z.
+    Args:
+        z, z_t: (B, C, h, w), float32; z_t need not be made of z.
+        t: long (B,).
     """
     ab = schedule.alpha_bar(t)
     if schedule.prediction_type != "v_prediction":
@@ -105,7 +107,10 @@ class PowerTimesteps:
 
 def check_bands(edges: Sequence[int], num_steps: int) -> None:
     """Whether the edges of bands of t ascend from 0 or more to `num_steps` or less.
-    UserError if they do not, or there are fewer than two."""
+
+    Raises:
+        UserError: they do not, or there are fewer than two.
+    """
     ascending = len(edges) > 1 and all(a < b for a, b in pairwise(edges))
     if not ascending or edges[0] < 0 or edges[-1] > num_steps:
         raise UserError(f"held_out.bands={list(edges)}: ascending edges between 0 and {num_steps} are needed")

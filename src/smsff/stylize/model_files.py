@@ -35,7 +35,10 @@ FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 
 def build_generator(name: object, config: object, *, source: str) -> Network:
     """The network `name` with constructor arguments `config`, on PyTorch's meta device: without memory for weights.
-    UserError if there is no such network, it does not take these arguments, or it would be too large."""
+
+    Raises:
+        UserError: If there is no such network, it does not take these arguments, or it would be too large.
+    """
     if not isinstance(name, str) or name not in NETWORKS:
         raise UserError(f"{source}: {shown(name)} is not one of the networks {', '.join(NETWORKS)}")
     network = NETWORKS[name]
@@ -59,7 +62,10 @@ def build_generator(name: object, config: object, *, source: str) -> Network:
 
 def load_weights(generator: Network, state: Mapping[str, Any], *, source: str) -> Network:
     """Fill a network of `build_generator`; in evaluation mode, float32.
-    UserError if names, shapes or number types do not match, or a value is not finite."""
+
+    Raises:
+        UserError: If names, shapes or number types do not match, or a value is not finite.
+    """
     plain = {name: value for name, value in state.items() if type(value) in (Tensor, torch.nn.Parameter)}
     dense = {n: x for n, x in plain.items() if x.layout == torch.strided and not x.is_quantized and not x.is_meta}
     check_fit(generator, {name: (tuple(x.shape), x.dtype) for name, x in dense.items()}, source=source)
@@ -90,7 +96,10 @@ def check_fit(generator: Network, found: Mapping[str, tuple[tuple[int, ...], tor
 
 def read_description(folder: Path) -> tuple[Any, Any, dict[str, Any]]:
     """Name and constructor arguments of the network in config.json, not yet checked, and the whole file.
-    UserError if it is no description."""
+
+    Raises:
+        UserError: If it is no description.
+    """
     path = folder / CONFIG
     source = printable(path)
     try:
@@ -107,7 +116,10 @@ def read_description(folder: Path) -> tuple[Any, Any, dict[str, Any]]:
 
 def load_network(folder: Path) -> tuple[Network, dict[str, Any]]:
     """The network of a folder with config.json and model.safetensors, and what config.json says.
-    UserError if a file cannot be read, or the two do not belong together."""
+
+    Raises:
+        UserError: If a file cannot be read, or the two do not belong together.
+    """
     name, arguments, config = read_description(folder)
     generator = build_generator(name, arguments, source=printable(folder / CONFIG))
     path = folder / WEIGHTS

@@ -75,7 +75,10 @@ class OnnxNetwork(nn.Module):
 
 def load_onnx(path: Path) -> OnnxNetwork:
     """Read, check and try an ONNX file.
-    UserError if packages are missing, or the file is not one that `export.py` writes."""
+
+    Raises:
+        UserError: If packages are missing, or the file is not one that `export.py` writes.
+    """
     missing = [name for name in ("onnx", "onnxruntime") if find_spec(name) is None]
     if missing:
         raise UserError(f"{printable(path)}: ONNX models need {', '.join(missing)}: pip install 'smsff[export]'")

@@ -79,7 +79,10 @@ class Stylizer:
 
     def __call__(self, picture: Tensor | Picture | Image.Image | str | Path, *, strength: float = 1.0) -> Any:
         """Stylize one picture or a batch of tensors: x + strength * (G(x) - x), clamped.
-        UserError if the strength is not between 0 and 1.5, or the picture cannot be read."""
+
+        Raises:
+            UserError: If the strength is not between 0 and 1.5, or the picture cannot be read.
+        """
         if not 0 <= strength <= MAX_STRENGTH:
             raise UserError(f"strength={strength} must lie between 0 and {MAX_STRENGTH}")
         if isinstance(picture, (str, Path, Image.Image)):

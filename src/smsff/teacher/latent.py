@@ -85,9 +85,13 @@ class AutoencoderLatent(nn.Module):
         return super().train(False)
 
     def encode(self, x: Tensor) -> Tensor:
-        """Scaled latents, the mean of the posterior, differentiable in x, at least float32.
+        """Scaled latents, the mean of the posterior, differentiable in x.
 
-        x is (B, 3, H, W) in [-1, 1], any H and W: it is padded here, by reflection at the right and bottom.
+        Args:
+            x: (B, 3, H, W) in [-1, 1], any H and W: the image is padded here, by reflection at the right and bottom.
+
+        Returns:
+            (B, channels, h, w), at least float32: h and w are the padded H and W over `downscale`.
         """
         if isinstance(self.vae.encoder, nn.Identity):
             raise RuntimeError("the encoder was dropped, as the one picture of this run is encoded already")

@@ -34,8 +34,14 @@ def img2img(
 ) -> Tensor:
     """SDEdit (Meng et al. 2022): noise up to t0, then `steps` DDIM steps (Song et al. 2021) down to the clean latent.
 
-    Pictures are in [-1, 1], mirrored at the right and the bottom to the size that the networks need. A larger t0 gives
-    more of the score and less of the picture; `seed` is that of the noise, the only randomness. There is no guidance.
+    Args:
+        x: (B, 3, H, W) in [-1, 1]; mirrored at the right and the bottom to the size that the networks need.
+        cond: One row for each picture; no guidance.
+        t0: Where to start; larger is more of the score and less of the picture.
+        seed: Of the noise, which is the only randomness.
+
+    Returns:
+        (B, 3, H, W) in [-1, 1].
     """
     z = latent.encode(pad_to_multiple(x, LATENT_MULTIPLE * latent.downscale))
     noise = keyed_randn(seed, "img2img", 0, range(len(z)), tuple(z.shape[1:])).to(z)

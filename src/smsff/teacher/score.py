@@ -67,8 +67,10 @@ class Teacher(Protocol):
 def guided(score: Score, z_t: Tensor, t: Tensor, cond: Condition, uncond: Condition, scale: float) -> Tensor:
     """Noise prediction under classifier-free guidance of ``scale`` (1 = conditional only), shape of z_t.
 
-    A scale of 1 costs one call on B samples and never touches ``uncond``, B rows or one; any other scale one call on
-    2B.
+    A scale of 1 costs one call on B samples and never touches ``uncond``; any other scale one call on 2B.
+
+    Args:
+        z_t: (B, C, h, w); t: (B,); cond: B rows; uncond: B rows or one.
     """
     if scale == 1:
         return score(z_t, t, cond)

@@ -243,7 +243,10 @@ def load_stable_diffusion(
 
 def lora_files(lora: str | Sequence[Mapping[str, Any]] | None, strength: float) -> tuple[LoraFile, ...]:
     """``teacher.lora`` as files that exist, each with its own factor times `strength`.
-    UserError for a missing file, and for an entry of a list that is not {path, strength}."""
+
+    Raises:
+        UserError: for a missing file, and for an entry of a list that is not {path, strength}.
+    """
     if lora is None:
         return ()
     if isinstance(lora, str):

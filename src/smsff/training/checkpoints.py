@@ -59,7 +59,10 @@ class Found:
 
 def write_checkpoint(content: Mapping[str, Any], path: Path) -> None:
     """Write aside in the same folder, sync, rename, sync the folder: a crash leaves the old file or the new one.
-    OSError if the file cannot be written; what was there before is untouched."""
+
+    Raises:
+        OSError: the file cannot be written; what was there before is untouched.
+    """
     import torch
 
     buffer = io.BytesIO()  # in memory first: torch's own writer ends the process when the disk is full
@@ -192,7 +195,15 @@ def read_checkpoint(
     path: str | Path, *, key: str = "ckpt_path", map_location: Any = "cpu", mmap: bool = False
 ) -> dict[str, Any]:
     """Tensors and plain containers of a checkpoint; whatever else is in it is refused, and none of it is run.
-    UserError if the file is missing, damaged, no checkpoint, or holds Python code."""
+
+    Args:
+        path: The file.
+        key: Config key to name in messages.
+        map_location, mmap: As for ``torch.load``.
+
+    Raises:
+        UserError: the file is missing, damaged, no checkpoint, or holds Python code.
+    """
     import torch
 
     path = intact(Path(path), key)

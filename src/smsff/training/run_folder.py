@@ -67,7 +67,10 @@ def finished(run_dir: Path) -> dict[str, float] | None:
 @contextlib.contextmanager
 def claimed(cfg: DictConfig, run_dir: Path) -> Iterator[None]:
     """Lock the folder and write the resolved configuration into it; a folder that holds another run is left alone.
-    UserError if the folder is in use, holds a run, or cannot be written to."""
+
+    Raises:
+        UserError: the folder is in use, holds a run, or cannot be written to.
+    """
     tolerate_full_logs()
     if not is_main_process():
         yield

@@ -24,7 +24,10 @@ CHECKOUT = Path(smsff.config.check.__file__).parents[3] / "conf"
 
 def find_conf(folder: str | None) -> Path:
     """The folder with train.yaml: the one given, else ``conf`` in the current folder, else that of the source tree.
-    UserError if there is none."""
+
+    Raises:
+        UserError: there is none.
+    """
     if folder is not None:
         if not (Path(folder) / "train.yaml").is_file():
             raise UserError(f"--conf {folder}: there is no train.yaml in it")
@@ -40,7 +43,10 @@ def find_conf(folder: str | None) -> Path:
 
 def composed(conf: Path, overrides: Sequence[str]) -> dict[str, Any]:
     """The resolved configuration, with ``baseline=NAME`` that of a baseline; a value still to be given is ``???``.
-    UserError for a word that is no override, or a key that the configuration does not have, with the nearest it has."""
+
+    Raises:
+        UserError: a word that is no override, or one that the configuration does not have, with the nearest it has.
+    """
     limit_resolvers()  # a configuration must not read the environment into a URL
     name = "baseline" if any(word.startswith("baseline=") for word in overrides) else "train"
     GlobalHydra.instance().clear()

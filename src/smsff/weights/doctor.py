@@ -25,7 +25,15 @@ CARDS = (24, 48, 80)
 
 def doctor(overrides: Sequence[str], *, conf: str | None = None, verify: bool = False, as_json: bool = False) -> int:
     """Print what is there and what is missing for the overrides of train.py; returns 0 if nothing is missing, else 1.
-    UserError if there is no such configuration."""
+
+    Args:
+        conf: Folder of the configuration; see `find_conf`.
+        verify: Compute the hashes of the weights too.
+        as_json: Print `examine`'s report as JSON.
+
+    Raises:
+        UserError: there is no such configuration.
+    """
     report = examine(composed(find_conf(conf), overrides), overrides=overrides, verify=verify)
     if as_json:
         print(json.dumps(report, indent=2))

@@ -65,7 +65,10 @@ def ask_hub(
     timeout: float = 20.0,
 ) -> Remote:
     """The needed files of a repository with sizes and hashes; arguments as of `needed_files`.
-    UserError if there is no network, no such repository or revision, no access, or no pipeline."""
+
+    Raises:
+        UserError: no network, no such repository or revision, no access, or no pipeline.
+    """
     from huggingface_hub import HfApi
 
     try:
@@ -92,8 +95,13 @@ def missing_bytes(remote: Remote) -> int:
 
 
 def fill_cache(remote: Remote, *, revision: str | None, say: Callable[[str], None] = nothing) -> dict[str, FileRecord]:
-    """Bring the needed files into the hub's cache (resumed by its client), and hold them against sizes and hashes: size
-    and hash of every file by its name. UserError: the disk is too small, the network broke, or a file is another one.
+    """Bring the needed files into the hub's cache (resumed by its client), and hold them against sizes and hashes.
+
+    Returns:
+        Size and hash of every file by its name.
+
+    Raises:
+        UserError: the disk is too small, the network broke, or a file is not what the hub says it is.
     """
     from huggingface_hub import constants, snapshot_download
 

@@ -72,7 +72,10 @@ class Locked:
 
 def needs(plain: Mapping[str, Any]) -> list[Need]:
     """The weights that a resolved configuration names, each once.
-    UserError if an entry of ``weights`` is not one of the manifest."""
+
+    Raises:
+        UserError: an entry of ``weights`` is not one of the manifest.
+    """
     nodes = {name: plain.get(name) or {} for name in ("teacher", "baseline")}
     known = plain.get("weights") or {}
     for key, entry in known.items():
@@ -110,7 +113,10 @@ def _is_hub_id(name: str, weight: Weight | None) -> bool:
 
 def read_lock(path: Path | None = None) -> dict[str, Locked]:
     """The records by the names of the needs; of the file `LOCK` in the current folder if no other is given.
-    UserError if the file is not readable."""
+
+    Raises:
+        UserError: the file is not readable.
+    """
     path = path or Path(LOCK)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

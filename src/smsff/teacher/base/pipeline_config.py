@@ -137,7 +137,10 @@ def _defaults(kind: type) -> dict[str, Any]:
 
 def refuse_pipeline(name: str, index: Config, source: Source) -> None:
     """Refuse a pipeline by its class and its list of parts.
-    UserError for one without a U-Net, one that is made for inpainting, and SDXL's refiner."""
+
+    Raises:
+        UserError: for one without a U-Net, one that is made for inpainting, and SDXL's refiner.
+    """
     if "transformer" in index or (index and "unet" not in index):
         raise UserError(
             f"{source}: {name} is a transformer (flow-matching) model, not a U-Net, for which there are teacher=klein, "
@@ -151,7 +154,10 @@ def refuse_pipeline(name: str, index: Config, source: Source) -> None:
 
 def check_config(config: PipelineConfig, source: Source) -> None:
     """Check that every part is of a supported kind and that they fit one another.
-    UserError, which says which part is what."""
+
+    Raises:
+        UserError: says which part is what.
+    """
     _check_unet(config.unet, source)
     check_vae(config.vae, source)
     _check_scheduler(config.scheduler, source)

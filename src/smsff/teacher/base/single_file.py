@@ -196,7 +196,10 @@ def _convert_text(raw: Tensors, *, skeleton: Any, prefix: str, with_level: bool)
 
 def _fitted(part: _Part, raw: Tensors, source: Source) -> Tensors:
     """The network's tensors from those of the file, in their dtype there.
-    UserError if some are missing or of another shape."""
+
+    Raises:
+        UserError: if some are missing or of another shape.
+    """
     try:
         tensors = part.convert(raw) if raw else {}
     except (KeyError, IndexError, RuntimeError) as error:  # of the conversion, which takes a complete file for granted

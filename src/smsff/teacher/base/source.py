@@ -57,7 +57,10 @@ class Source:
     @property
     def file(self) -> Path | None:
         """The single file, None for anything else.
-        UserError for a file that could run code when it is opened, and for a ``.safetensors`` that is not there."""
+
+        Raises:
+            UserError: for a file that could run code when it is opened, and for a ``.safetensors`` that is not there.
+        """
         path = Path(self.name).expanduser()
         if path.is_dir():
             return None

@@ -132,7 +132,10 @@ def find_lora_file(path: str | Path) -> Path:
 
 def read_header(path: str | Path) -> LoraHeader:
     """Names, shapes and metadata; no weight is read.
-    UserError if the file is missing, broken, no ``.safetensors``, or has nothing that looks like a LoRA."""
+
+    Raises:
+        UserError: if the file is missing, broken, no ``.safetensors``, or has nothing that looks like a LoRA.
+    """
     found = find_lora_file(path)
     if found.suffix.lower() != ".safetensors":
         raise UserError(
@@ -179,7 +182,10 @@ def read_tensors(header: LoraHeader) -> dict[str, Tensor]:
 
 def sort_keys(keys: Iterable[str]) -> tuple[tuple[LayerKeys, ...], tuple[str, ...]]:
     """The layers that the tensors called `keys` belong to, and the names that are no part of a LoRA.
-    ValueError if two names are for the same tensor of the same layer, as in a file with two adapters."""
+
+    Raises:
+        ValueError: two names are for the same tensor of the same layer, as in a file with two adapters.
+    """
     layers: dict[tuple[str, str], dict[str, str]] = {}
     unknown = []
     for key in keys:

@@ -122,7 +122,10 @@ def rank_of(layer: LayerKeys, shapes: Mapping[str, tuple[int, ...]]) -> int | No
 
 def refuse_text_alone(info: LoraInfo) -> None:
     """Refuse a file that changes text encoders alone: a style is a change of the U-Net.
-    UserError if there is no layer of the U-Net in it."""
+
+    Raises:
+        UserError: there is no layer of the U-Net in it.
+    """
     if UNET not in info.layers:
         names = " and ".join(part.replace("_", " ") for part in info.layers)
         raise UserError(

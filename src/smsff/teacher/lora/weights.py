@@ -34,7 +34,10 @@ class LowRank:
 
 def low_rank(tensors: Mapping[str, Tensor], weight: Tensor, scale: float) -> LowRank:
     """A plain LoRA's change of `weight`. Tucker's core ``mid`` (r, r, kh, kw) is multiplied into the down matrix.
-    ValueError if the tensors do not fit the weight; the message gives both shapes."""
+
+    Raises:
+        ValueError: if the tensors do not fit the weight; the message gives both shapes.
+    """
     down, up = tensors["down"], tensors["up"]
     rank = down.shape[0]
     if "mid" in tensors:
@@ -51,7 +54,10 @@ def low_rank(tensors: Mapping[str, Tensor], weight: Tensor, scale: float) -> Low
 
 def dense(tensors: Mapping[str, Tensor], weight: Tensor, scale: float, strength: float) -> Tensor:
     """The change of `weight`, in float32, by a LoHa, a LoKr or anything with a DoRA's magnitudes.
-    ValueError if the tensors do not fit the weight; the message gives both shapes."""
+
+    Raises:
+        ValueError: if the tensors do not fit the weight; the message gives both shapes.
+    """
     tensors = {role: tensor.float() for role, tensor in tensors.items()}
     if "up" in tensors:
         pair = low_rank(tensors, weight, scale)

@@ -43,7 +43,10 @@ class SafeCheckpointIO(CheckpointIO):
         self, path: Any, map_location: Any = lambda storage, location: storage, weights_only: bool | None = None
     ) -> dict[str, Any]:
         """Tensors and plain values alone, whatever ``weights_only`` says.
-        UserError for a file that is damaged, no checkpoint, or has Python code in it."""
+
+        Raises:
+            UserError: damaged, no checkpoint, or Python code inside.
+        """
         return read_checkpoint(path, map_location=map_location)
 
     def remove_checkpoint(self, path: Any) -> None:

@@ -116,7 +116,10 @@ class LastCheckpoint(pl.Callback):
 
     def save(self, trainer: pl.Trainer) -> None:
         """Write the checkpoint; at the end of a run there is no next time, so try again for some seconds.
-        RunError if it cannot be written, on every process."""
+
+        Raises:
+            RunError: it cannot be written; on every process.
+        """
         for attempt in range(ATTEMPTS):
             if attempt:
                 time.sleep(PAUSE)
