@@ -126,12 +126,11 @@ def paired_network(run: Run, steps: int) -> tuple[Stylizer, dict[str, Any]]:
     return Stylizer(generator), {"steps": steps, "l1": loss, "seconds": round(time.monotonic() - start, 1)}
 
 
-def make_pictures(run: Run, model: Path, ceiling_steps: int) -> tuple[Pictures, dict[str, Any]]:
+def make_pictures(run: Run, stylizer: Stylizer, ceiling_steps: int) -> tuple[Pictures, dict[str, Any]]:
     """Every row of the table for both test photos, the truth as row "truth", and how the controls were made."""
     photos = load_photos("test")
     truth = {name: run.operator(x) for name, x in photos.items()}
     print("the photos by the exported model")
-    stylizer = load_stylizer(model)
     ours = {name: stylizer(x) for name, x in photos.items()}
     print("control: a tone curve fitted on the training photos")
     curve = known_style.fit_tone_curve((x, run.operator(x)) for x in load_photos("train").values())
@@ -176,30 +175,24 @@ def side_by_side(columns: Mapping[str, Tensor]) -> Image.Image:
     return sheet
 
 
-def write_pictures(pictures: Pictures, folder: Path) -> list[Path]:
-    """For each photo: a comparison of the rows, before beside after, and the result alone, all at full size."""
+def write_pictures(pictures: Pictures, others: Mapping[str, tuple[Tensor, Tensor]], folder: Path) -> list[Path]:
+    """For each test photo a comparison of the rows and the result alone; before beside after for these and `others`.
+
+    Args:
+        others: Before and after of the validation photos. They have no figures: the settings were chosen on them.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     columns = {NOTHING: "photo", **{row: row for row in (IMG2IMG, ONE_STEP, OURS, CEILING)}, "truth": "true style"}
-    written = []
-    for name, photo in pictures[NOTHING].items():
-        ours = pictures[OURS][name]
-        for suffix, picture in (
-            ("comparison", side_by_side({label: pictures[row][name] for row, label in columns.items()})),
-            ("before_after", side_by_side({"before": photo, "after": ours})),
-            ("stylized", to_image(ours[0])),
-        ):
-            written.append(folder / f"{name}_{suffix}.png")
-            picture.save(written[-1])
-    return written
-
-
-def write_scenes(stylizer: Stylizer, folder: Path) -> list[Path]:
-    """Before beside after for the validation photos, which have no figures: the settings were chosen on them."""
-    written = []
-    for name, photo in load_photos("val").items():
-        written.append(folder / f"{name}_before_after.png")
-        side_by_side({"before": photo, "after": stylizer(photo)}).save(written[-1])
-    return written
+    sheets: dict[str, Image.Image] = {}
+    for name, ours in pictures[OURS].items():
+        sheets[f"{name}_comparison"] = side_by_side({label: pictures[row][name] for row, label in columns.items()})
+        sheets[f"{name}_stylized"] = to_image(ours[0])
+    tested = {name: (pictures[NOTHING][name], ours) for name, ours in pictures[OURS].items()}
+    for name, (before, after) in {**tested, **others}.items():
+        sheets[f"{name}_before_after"] = side_by_side({"before": before, "after": after})
+    for name, sheet in sheets.items():
+        sheet.save(folder / f"{name}.png")
+    return [folder / f"{name}.png" for name in sheets]
 
 
 def report(run: Run, figures: Table, notes: Mapping[str, Any], pictures: Sequence[Path]) -> None:
@@ -264,12 +257,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(mean_report(args.mean))
             return 0
         run = Run.open(args.run)
-        pictures, notes = make_pictures(run, args.model, args.ceiling_steps)
+        stylizer = load_stylizer(args.model)
+        pictures, notes = make_pictures(run, stylizer, args.ceiling_steps)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    written = write_pictures(pictures, args.run / "pictures")
-    written += write_scenes(load_stylizer(args.model), args.run / "pictures")
+    others = {name: (photo, stylizer(photo)) for name, photo in load_photos("val").items()}
+    written = write_pictures(pictures, others, args.run / "pictures")
     report(run, measure_pictures(pictures), notes, written)
     return 0
 

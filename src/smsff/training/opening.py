@@ -87,7 +87,8 @@ def _memory(plain: Mapping[str, Any]) -> str:
     from smsff.weights.forecast import forecast
     from smsff.weights.manifest import look, needs
 
-    memory, unknown = forecast(plain, [look(need, None, verify=False) for need in needs(plain)], gpus=1)
+    found = [look(need, None, verify=False) for need in needs(plain)]
+    memory, unknown = forecast(plain, found, gpus=1, quantised=False)
     if memory is None:
         return f"not known: {unknown}"
     device, disk = spell_size(memory["total"]), spell_size(memory["run"])

@@ -13,7 +13,7 @@ from typing import Any
 from smsff.config.trust import find_target
 from smsff.errors import UserError
 from smsff.weights.files import spell_size
-from smsff.weights.manifest import Status
+from smsff.weights.manifest import Status, is_flow
 
 PUBLISHED = {
     "stable-diffusion-v1-5/stable-diffusion-v1-5": "sd1",
@@ -26,12 +26,13 @@ CUDA_CONTEXT = 500_000_000
 
 
 def forecast(
-    plain: Mapping[str, Any], found: Sequence[Status], *, gpus: int
+    plain: Mapping[str, Any], found: Sequence[Status], *, gpus: int, quantised: bool = True
 ) -> tuple[dict[str, Any] | None, str | None]:
     """Bytes of memory on each device and on the disk.
 
     Args:
         gpus: Cards of this machine, for ``trainer.devices=-1``.
+        quantised: Whether the totals for each ``teacher.quantise`` of a flow are wanted; they take a second.
 
     Returns:
         The forecast as plain containers, or None and why there is none. ``total``: on each device; ``run``: on the disk
@@ -75,8 +76,9 @@ def forecast(
             processes=_processes(trainer, gpus),
             quantise=quantise,
         )
-        flow = isinstance(base, FlowConfig)
-        totals = quantised_totals(base, estimate, quantise, dtype=dtype, adapter=adapter) if flow else {}
+        totals = {}
+        if quantised and isinstance(base, FlowConfig):
+            totals = quantised_totals(base, estimate, quantise, dtype=dtype, adapter=adapter)
     except UserError as error:
         return None, str(error)
     missing = {status.need.key for status in found if status.state == "missing"}
@@ -127,7 +129,7 @@ def _key_of(network: str, teacher: Mapping[str, Any]) -> str:
     """The config key that a network comes from."""
     if network.startswith("style's"):
         return "teacher.style_base"
-    if network != "transformer" and teacher["_target_"].endswith(".load_flow") and teacher.get("config"):
+    if network != "transformer" and is_flow(teacher) and teacher.get("config"):
         return "teacher.config"
     return "teacher.vae" if network == "auto-encoder" and teacher.get("vae") else "teacher.base"
 
@@ -147,7 +149,7 @@ def _shape(plain: Mapping[str, Any], key: str, otherwise: Any, assumed: list[str
     source = Source(name, f"teacher.{key}", revision, teacher.get("variant"), True)
     config = None if settings is None else Source(settings, "teacher.config", None, None, True)
     try:
-        if teacher["_target_"].endswith(".load_flow"):
+        if is_flow(teacher):
             return find_flow_config(source, config)
         if vae is None:
             return find_config(source, config, own_vae=key == "base")

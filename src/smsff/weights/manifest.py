@@ -70,6 +70,11 @@ class Locked:
     files: Mapping[str, FileRecord]
 
 
+def is_flow(teacher: Mapping[str, Any]) -> bool:
+    """Whether a teacher's node is that of a flow-matching transformer."""
+    return str(teacher.get("_target_")).endswith(".load_flow")
+
+
 def needs(plain: Mapping[str, Any]) -> list[Need]:
     """The weights that a resolved configuration names, each once.
 
@@ -82,8 +87,7 @@ def needs(plain: Mapping[str, Any]) -> list[Need]:
         check_arguments(Weight, entry, f"weights.{key}")
     found: dict[str, Need] = {}
     # What a single file has not: Stable Diffusion's has all weights, a flow's those of the transformer.
-    flow = str(nodes["teacher"].get("_target_")).endswith(".load_flow")
-    beside = tuple(part for part in MODELS if flow and part != "transformer")
+    beside = tuple(part for part in MODELS if is_flow(nodes["teacher"]) and part != "transformer")
     for place, key in [*(("teacher", key) for key in KEYS), *(("baseline", key) for key in BASELINE)]:
         for name in lora_paths(nodes[place].get(key)):
             entry = known.get(key)

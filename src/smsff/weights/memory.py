@@ -173,14 +173,14 @@ def whole_weights(base: FlowConfig, quantise: Quantise, *, dtype: str, adapter: 
 
 
 def quantised_totals(
-    base: FlowConfig, estimate: MemoryEstimate, asked: Quantise | None, *, dtype: str, adapter: Adapter | None
+    base: FlowConfig, estimate: MemoryEstimate, quantise: Quantise | None, *, dtype: str, adapter: Adapter | None
 ) -> dict[str, int]:
-    """The total of an estimate that was made with ``teacher.quantise=asked``, for each value of that key."""
+    """The total of an estimate that was made with this ``teacher.quantise``, for each value of that key."""
     kinds: tuple[Quantise | None, ...] = (None, *BITS)
     sizes = {kind: networks(base, dtype=dtype, quantise=kind, vae=False)[0].bytes for kind in kinds}
     for kind in BITS:
         sizes[kind] += whole_weights(base, kind, dtype=dtype, adapter=adapter)
-    return {kind or "null": estimate.total + size - sizes[asked] for kind, size in sizes.items()}
+    return {kind or "null": estimate.total + size - sizes[quantise] for kind, size in sizes.items()}
 
 
 def _part_bytes(config: PipelineConfig | FlowConfig, *names: str) -> int:

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from smsff.errors import UserError
+from smsff.errors import UserError, first_line
 from smsff.teacher.base.single_file import header, refuse_quantised
 from smsff.teacher.base.skeleton import skeleton_unet
-from smsff.teacher.base.source import Source, first_line
+from smsff.teacher.base.source import Source
 from smsff.teacher.flow.families import FAMILIES, FlowConfig, read_flow_config, supported
 from smsff.teacher.flow.published import PUBLISHED_FLOWS
 
@@ -78,7 +78,9 @@ def load_transformer(source: Source, settings: Source, config: FlowConfig, dtype
             tensors, config=settings.location, subfolder="transformer", torch_dtype=dtype, local_files_only=True
         )
     except (KeyError, IndexError, ValueError, RuntimeError) as error:  # of a conversion that takes all for granted
-        raise UserError(f"{source}: its transformer is not that of {settings} ({first_line(error)})") from None
+        raise UserError(
+            f"{source}: its transformer is not that of {settings} ({first_line(error, at_most=200)})"
+        ) from None
 
 
 def _shapes(source: Source) -> dict[str, tuple[int, ...]]:
