@@ -115,8 +115,8 @@ def warn_of_samples(plain: dict[str, Any], data: ImageDataModule | SingleImage) 
 def build_module(plain: dict[str, Any], parts: dict[str, Any], data: ImageDataModule | SingleImage) -> StyleMatching:
     """Teacher, generator and the training step around them."""
     from smsff.data.single import SingleImage
-    from smsff.method.canvas import LatentCanvas
     from smsff.method.module import StyleMatching
+    from smsff.method.space import LatentSpace
 
     teacher = build(plain["teacher"])
     generator = build(plain["generator"])
@@ -141,12 +141,12 @@ def build_module(plain: dict[str, Any], parts: dict[str, Any], data: ImageDataMo
     if len(captions) <= MAX_PROMPTS:
         module.encode_prompts(captions)
         teacher.drop_text_encoder()
-    if isinstance(module.canvas, LatentCanvas) and picture is not None:
-        module.canvas.hold(picture)
+    if isinstance(module.space, LatentSpace) and picture is not None:
+        module.space.hold(picture)
         if module.preview is not None:
             module.preview.hold(picture)
-    if not module.canvas.needs_encoder:
+    if not module.space.needs_encoder:
         teacher.latent.drop_encoder()
-    if not module.canvas.needs_decoder:
+    if not module.space.needs_decoder:
         teacher.latent.drop_decoder()
     return module

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from smsff.errors import UserError
 from smsff.generator.image import ImageGenerator, LatentGenerator
-from smsff.method.canvas import PixelCanvas
 from smsff.method.draws import Draws
 from smsff.method.module import StyleMatching
 from smsff.method.prompts import Prompts
 from smsff.method.relevance import UniformRelevance
+from smsff.method.space import PixelSpace
 from smsff.method.spectrum import NoRegularizer
 from smsff.method.timesteps import Narrowing, Uniform
 from smsff.method.warmup import ReconstructionWarmup
@@ -146,9 +146,9 @@ def test_the_decoders_way_follows_a_decoder_that_is_not_the_encoders_inverse() -
     latent = GaussianTeacher().double().latent
     latent.decode = lambda q: 3 * q  # type: ignore[method-assign]
     y = torch.randn(2, 3, 6, 9, dtype=torch.float64, requires_grad=True)
-    canvas, offset = PixelCanvas(latent, pullback="decoder"), torch.zeros(2, 2, dtype=torch.long)
-    z = canvas.encode(y, offset)
-    canvas.output_loss(0.5 * z.square().mean(), z, y, offset).backward()
+    space, offset = PixelSpace(latent, pullback="decoder"), torch.zeros(2, 2, dtype=torch.long)
+    z = space.encode(y, offset)
+    space.output_loss(0.5 * z.square().mean(), z, y, offset).backward()
     torch.testing.assert_close(y.grad, 3 * z.detach() / z.numel())
     assert z.grad is None
 
@@ -254,11 +254,11 @@ def test_latent_generator_needs_no_encoder_gradient_and_moves() -> None:
 def test_a_held_picture_is_encoded_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     batch = tiny_batch(size=1)
     module = tiny_module(generator=LatentGenerator(batch["image"]), warmup=ReconstructionWarmup(steps=0))
-    assert not module.canvas.needs_encoder
+    assert not module.space.needs_encoder
     whole = {**batch, "name": ["a"]}
     monkeypatch.setattr(module, "log", lambda *_, **__: None)
     wanted = module.validation_step(whole, 0)
-    module.canvas.hold(batch["image"])
+    module.space.hold(batch["image"])
     module.preview.hold(batch["image"])
 
     def encode(x: Tensor) -> Tensor:

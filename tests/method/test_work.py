@@ -120,8 +120,8 @@ def test_a_shared_draw_leaves_the_style_gradient_as_it_was_and_trains_the_fake_w
     loss_of = module.fake.loss_of
     module.fake.loss_of = lambda eps, noise, t: (seen.update(noise=noise, t=t), loss_of(eps, noise, t))[1]
     kept: list[Tensor] = []
-    encode = module.canvas.encode
-    module.canvas.encode = lambda y, offset: kept.append(encode(y, offset)) or kept[-1]
+    encode = module.space.encode
+    module.space.encode = lambda y, offset: kept.append(encode(y, offset)) or kept[-1]
     module.training_step(batch, 0)
     source = module.encode_prompts(batch["caption"]).source
     wanted = module.fake.loss(kept[0].detach(), seen["noise"], seen["t"], source).mean()

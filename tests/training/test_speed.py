@@ -62,7 +62,7 @@ def test_the_layout_follows_the_teacher_unless_it_is_given(dtype: torch.dtype) -
     def laid_out(channels_last: bool | None) -> bool:
         teacher, generator = torch.nn.Module(), torch.nn.Conv2d(3, 4, 3)
         teacher.unet = torch.nn.Conv2d(3, 4, 3, dtype=dtype)
-        Speed(channels_last=channels_last).lay_out(generator, teacher)
+        Speed(channels_last=channels_last).set_memory_format(generator, teacher)
         return generator.weight.is_contiguous(memory_format=torch.channels_last)
 
     assert [laid_out(value) for value in (None, True, False)] == [dtype == torch.bfloat16, True, False]

@@ -5,6 +5,9 @@ x --G--> y --encoder--> z --add noise(t)--> z_t --> eps_style   (style LoRA, fro
 '--encoder--> z_src ----+--add noise(t)--> z_src_t --> eps_base, twice (edit and empty prompt) --> relevance m
                         v
 g = m * w(t) * (eps_style - eps_fake)       L = 1/2 mean((z - sg(z - g))^2) + lambda * spectrum(z, z_src, t)
+
+In the warm-up L is mean |y - x|. In every step the fake score learns from its own loss on z, which does not reach G:
+L_fake = mean((eps_fake(z_t) - noise)^2), with draws of t and noise of its own.
 """
 
 from __future__ import annotations
@@ -19,12 +22,12 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from smsff.generator.image import ImageGenerator
-from smsff.method.canvas import LatentCanvas, PixelCanvas, Pullback
 from smsff.method.draws import Draws
 from smsff.method.gradient import Noised, Objective, Scores, latent_surrogate
 from smsff.method.prompts import Conditions, Prompts, encode_prompts
 from smsff.method.relevance import Relevance, RelevancePreview, relevance_at
 from smsff.method.scores import FakeScore, batch_scores
+from smsff.method.space import LatentSpace, PixelSpace, Pullback
 from smsff.method.timesteps import Timesteps
 from smsff.method.warmup import ReconstructionWarmup
 from smsff.teacher.condition import Condition
@@ -44,21 +47,22 @@ class StyleMatching(pl.LightningModule):
         teacher: The frozen base and style scores, the encoder and the noise schedule.
         fake_score: Builds the online score from the teacher.
         objective: Turns scores into the gradient g; says whether it needs a fake score.
-        regularizer: (z, z_src, t) -> (B,), with its weight lambda.
+        regularizer: (z, z_src, t) -> (B,), already multiplied by its weight lambda.
         relevance: Map of where the style matters, (B, 1, h, w).
         timesteps: Draws t for the generator; counted in iterations after the warm-up.
-        fake_timesteps: Draws t for the fake score's own loss.
-        warmup: Reconstruction before style matching begins.
+        fake_timesteps: Draws t for the fake score's own loss; counted in iterations of the whole run.
+        warmup: Reconstruction until style matching begins, after a number of steps or at an error.
         generator_options, fake_options: Optimizer settings of the two parameter groups.
         prompts: Prompt templates.
         steps: Length of the run in optimizer steps, warm-up included.
         seed: Seed of every random draw.
-        fake_draws: Independent (t, noise) draws of the fake's loss in each step.
-        ema_decay: Largest decay of the average of the generator's weights (`update_average`); 0 follows the weights.
-        grid_jitter: Source and result are moved by the same random offset below this many pixels before they are
-            encoded (ours); 1 is none. It should cover the strides of encoder and U-Net.
-        pullback: How a step in latent space reaches the picture: through the encoder (the paper) or the decoder.
-        speed: What is shared, and in which form the networks run.
+        fake_draws: Independent (t, noise) draws of the fake's loss in each step; not used with ``speed.share_draw``.
+        ema_decay: Largest decay of the average of the generator's weights (`update_average`); 0: it equals the weights.
+        grid_jitter: Source and result are shifted by the same random offset, 0 to this minus 1 pixels, before they are
+            encoded (not in the paper); 1 is no shift. It should cover the strides of encoder and U-Net.
+        pullback: ``encoder``: back-propagate through the encoder (the paper); ``decoder``: the decoded difference is
+            the gradient of the picture (`smsff.method.space`).
+        speed: Memory format, compilation, and whether the fake's loss uses the prediction of the style gradient again.
         record: Plain containers stored in every checkpoint (generator, style, resolved configuration).
     """
 
@@ -88,8 +92,8 @@ class StyleMatching(pl.LightningModule):
     ) -> None:
         super().__init__()
         latent_space = getattr(generator, "space", "pixel") == "latent"
-        self.canvas = LatentCanvas(teacher.latent) if latent_space else PixelCanvas(teacher.latent, pullback=pullback)
-        speed.lay_out(generator, teacher)
+        self.space = LatentSpace(teacher.latent) if latent_space else PixelSpace(teacher.latent, pullback=pullback)
+        speed.set_memory_format(generator, teacher)
         self.generator, self.teacher = generator, teacher
         self.fake = fake_score(teacher) if objective.needs_fake else None
         self.objective, self.regularizer, self.relevance = objective, regularizer, relevance
@@ -108,16 +112,18 @@ class StyleMatching(pl.LightningModule):
     # ------------------------------------------------------------------------------------------------- the method
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """The loss of generator and fake score for one batch: pictures (B, 3, H, W) in [-1, 1] and their captions."""
         draws, cond = Draws.of(batch, self.seed), self.encode_prompts(batch["caption"])
         offset = draws.offset(self.grid_jitter)
         scores = batch_scores(self.teacher, self.fake, cond, share=self.speed.share_draw)
 
-        x = self.canvas.input(batch["image"])
+        x = self.space.input(batch["image"])
         y = self.generator(x)
-        z = self.canvas.encode(y, offset)
+        z = self.space.encode(y, offset)
         with torch.no_grad():
-            z_src = self.canvas.encode(x, offset)
-        computed, drawn = {"source_latent": z_src, "generator": y, "latent": z}, {}  # for the guard, in this order
+            z_src = self.space.encode(x, offset)
+        # `computed`, in the order of computation: where a NaN or an Inf came up first, should the step hold one
+        computed, drawn = {"source_latent": z_src, "generator": y, "latent": z}, {}
         if self.warmup.active(self.global_step):
             loss = self.warmup.loss(y, x).mean()
             figures = {"reconstruction": loss}
@@ -130,16 +136,17 @@ class StyleMatching(pl.LightningModule):
                 m = relevance_at(self.relevance, self.teacher.base, at, cond)
                 g = m * self.objective.gradient(scores, at)  # w(t) (eps_style - eps_fake)
             matching, spectrum = latent_surrogate(z, g).mean(), self.regularizer(z, z_src, t).mean()
-            loss = self.canvas.output_loss(matching + spectrum, z, y, offset)
+            loss = self.space.output_loss(matching + spectrum, z, y, offset)
             figures = {"matching": matching, "spectrum": spectrum, **matching_figures(m, g, t)}
             computed, drawn = {**computed, "relevance": m, **scores.seen, "gradient": g}, {"t": t}
         if self.fake is not None:
             losses, drawn["fake_t"] = self.fake_losses(self.fake, z.detach(), draws, cond.source, scores)
             figures["fake"] = losses.mean()
-            computed["fake_loss"] = losses.unflatten(0, (-1, len(z))).T
+            computed["fake_loss"] = losses.unflatten(0, (-1, len(z))).T  # (B, K)
             loss = loss + figures["fake"]
         self.guard.see(batch, computed, drawn)
-        self.log_figures(len(batch["image"]), {"loss": loss, **figures})
+        figures = self.log_figures(len(batch["image"]), {"loss": loss, **figures})
+        self.warmup.update(figures.get("reconstruction"), self.global_step)
         return all_nan_unless_finite(loss)
 
     def fake_losses(
@@ -159,14 +166,13 @@ class StyleMatching(pl.LightningModule):
         """Prompt embeddings for one caption a sample."""
         return encode_prompts(self.teacher, self.prompts, captions, self.device)
 
-    def log_figures(self, count: int, figures: Mapping[str, Tensor]) -> None:
-        """Log the loss and its parts, those of the whole batch where several processes share it."""
+    def log_figures(self, count: int, figures: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Log the loss and its parts; they are returned as those of the whole batch, whatever number of processes."""
         if in_several_processes():
             figures = of_whole_batch(figures, self.all_gather)
-        if self.warmup.until is not None and "reconstruction" in figures:
-            self.warmup.record(float(figures["reconstruction"].detach()), self.global_step)
         for name, value in figures.items():
             self.log(f"train/{name}", value.detach().float(), prog_bar=name in ("loss", "fake"), batch_size=count)
+        return figures
 
     # ----------------------------------------------------------------------------------- Lightning: the optimizer
 
@@ -202,7 +208,7 @@ class StyleMatching(pl.LightningModule):
 
     def stylize(self, x: Tensor) -> Tensor:
         """The averaged generator's picture, (B, 3, H, W) in [-1, 1]."""
-        return self.canvas.picture(self.ema, x)
+        return self.space.picture(self.ema, x)
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         return self.stylize(batch["image"])
@@ -217,7 +223,10 @@ class StyleMatching(pl.LightningModule):
         return {**pictures, "name": batch["name"]}
 
     def saved_keys(self) -> set[str]:
-        """Names in the state dict that belong to a checkpoint: everything but the frozen teacher."""
+        """Names in the state dict that belong to a checkpoint: all but the teacher's frozen weights.
+
+        The trained LoRA of the fake score is part of the teacher's network, hence the names under ``teacher.``.
+        """
         trained = {id(parameter) for parameters, _ in self.parameter_groups().values() for parameter in parameters}
         kept = {name for name, parameter in self.named_parameters() if id(parameter) in trained}
         return kept | {name for name in self.state_dict() if not name.startswith("teacher.")}

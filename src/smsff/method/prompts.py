@@ -19,8 +19,8 @@ class Prompts:
 
     Attributes:
         words: What the style is called, with the trigger words of its LoRA.
-        style: Condition of the style score.
-        source: Condition of the fake score.
+        style: Prompt of the style score.
+        source: Prompt of the fake score and, in DDS and PDS, of the base score of the photo (their source prompt).
         edit: Prompt whose difference from the empty prompt gives the relevance map.
 
     Raises:

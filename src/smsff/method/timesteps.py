@@ -1,7 +1,8 @@
-"""Which timesteps a training iteration looks at.
+"""The timesteps t of a training iteration.
 
-Every sampler is a pure function of (u, iteration, total): ``u`` holds uniform numbers in [0, 1), one a sample;
-``iteration`` and ``total`` count *generator* iterations after the warm-up: narrowing starts when style matching does.
+Every sampler is a pure function of (u, iteration, total): ``u`` holds uniform numbers in [0, 1), one a sample. For the
+generator ``iteration`` and ``total`` count from the end of the warm-up, so narrowing starts with style matching; for
+the fake score, which also learns in the warm-up, they count from the start of the run.
 """
 
 from __future__ import annotations

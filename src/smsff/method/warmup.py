@@ -32,7 +32,7 @@ class ReconstructionWarmup:
             is at most this; values lie in [-1, 1]. None: it lasts for ``steps``.
 
     Attributes:
-        end: The iteration in which style matching begins, as far as is known.
+        end: The iteration in which style matching begins; with ``until`` the latest, until the error is reached.
     """
 
     def __init__(self, *, steps: int, loss: ReconstructionLoss = "l1", until: float | None = None) -> None:
@@ -48,10 +48,14 @@ class ReconstructionWarmup:
         """Reconstruction loss of each sample, (B,)."""
         return reconstruction_loss(y, x, self.norm)
 
-    def record(self, error: float, iteration: int) -> None:
-        """Take the loss of an iteration, the mean of the whole global batch, into account."""
-        if self.until is None or not self.active(iteration):
+    def update(self, loss: Tensor | None, iteration: int) -> None:
+        """End the warm-up if the loss of this iteration, the mean of the whole global batch, makes the average small.
+
+        `loss`: (); None in iterations after the warm-up.
+        """
+        if self.until is None or loss is None or not self.active(iteration):
             return
+        error = float(loss.detach())
         self.error = error if self.error is None else 0.9 * self.error + 0.1 * error
         if self.error <= self.until:
             self.end = iteration + 1

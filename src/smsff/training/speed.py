@@ -42,7 +42,7 @@ class Speed:
     compile: Sequence[Part] = ()
     tf32: bool = True
 
-    def lay_out(self, generator: nn.Module, teacher: object) -> None:
+    def set_memory_format(self, generator: nn.Module, teacher: object) -> None:
         """Put the weights of the networks into the wanted memory layout."""
         unet = getattr(teacher, "unet", None)
         in_16_bits = isinstance(unet, nn.Module) and next(unet.parameters()).dtype.itemsize == 2

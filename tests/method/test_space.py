@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from smsff.method.canvas import decoded_step
+from smsff.method.space import decoded_step
 
 
 def test_a_linear_decoder_gives_its_matrix_times_the_step_cut_to_the_picture() -> None:

@@ -1,9 +1,9 @@
-"""Where the generator paints: on pictures, which the encoder turns into latents, or on latents themselves.
+"""The space of the generator's input and output: pixels, which the encoder turns into latents, or latents themselves.
 
-The gradient of the method lives in latent space. The paper lets it flow back through the encoder. An encoder ignores
-some patterns of pixels and exaggerates others, and a generator that is trained through a weak one finds them. The other
-way (``pullback: decoder``, ours, off with Stable Diffusion) decodes the latents with and without the step and moves the
-picture by the difference; the encoder then needs no backward pass.
+The gradient of the method is one of latents. In the paper it is back-propagated through the encoder. A weak encoder
+ignores some patterns of pixels and exaggerates others, and a generator learns to draw these patterns. With ``pullback:
+decoder`` (not in the paper, off with Stable Diffusion) the latents are decoded with and without the step, and the
+difference is the gradient of the picture; the encoder then needs no backward pass.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from smsff.training.speed import without_autocast
 Pullback = Literal["encoder", "decoder"]
 
 
-class PixelCanvas:
+class PixelSpace:
     """For generators that map pictures to pictures."""
 
     needs_encoder = True
@@ -60,7 +60,7 @@ class PixelCanvas:
         return network(x).clamp(-1, 1)
 
 
-class LatentCanvas:
+class LatentSpace:
     """For a generator of the latents of one picture, which is encoded once."""
 
     needs_encoder = False
