@@ -166,7 +166,7 @@ class StyleMatching(pl.LightningModule):
         """Prompt embeddings for one caption a sample."""
         return encode_prompts(self.teacher, self.prompts, captions, self.device)
 
-    def log_figures(self, count: int, figures: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    def log_figures(self, count: int, figures: dict[str, Tensor]) -> dict[str, Tensor]:
         """Log the loss and its parts; they are returned as those of the whole batch, whatever number of processes."""
         if in_several_processes():
             figures = of_whole_batch(figures, self.all_gather)
