@@ -16,8 +16,8 @@ from same_run import assert_bit_equal
 STEPS = 40
 SAVES = 10
 STAGES = ["write"] * 12 + ["fsync", "link", "link", "rename", "rename", "renamed", "renamed", "write"]
-HAPPENED = "`ckpt_path=last` goes on bit-equal"
-LOST = "at most the steps since the last checkpoint"
+HAPPENED = "resumes"
+LOST = "steps"
 
 
 def beyond(count: int, *, everyday: int) -> list[object]:
@@ -94,7 +94,7 @@ def test_a_signal_ends_the_run_at_the_end_of_the_step(
     assert_bit_equal(tmp_path / "run", whole)
     record(
         f"{number.name}",
-        happened=f"the step is finished and saved, exit status {128 + number}; `ckpt_path=last` goes on bit-equal",
+        happened=f"finishes the step, saves, status {128 + number}; resumes",
         lost="nothing",
     )
 
