@@ -48,7 +48,7 @@ def test_a_damaged_checkpoint_is_passed_over(
     assert (run / "checkpoints" / "last.ckpt.damaged").exists()
     assert_bit_equal(run, whole)
     record(
-        f"`last.ckpt` is {kind}",
+        "`last.ckpt` is truncated or corrupted",
         happened="named and renamed; resumes from the one before",
         lost="steps since the one before",
     )

@@ -125,10 +125,9 @@ def test_no_room_for_what_a_run_can_do_without(what: str, whole: Path, tmp_path:
     assert_bit_equal(tmp_path / "run", whole, seen=what != "metrics.json")
     assert not list((tmp_path / "run").rglob("*.part"))
     if what == "csv":
-        happened, lost = "warns, writes the rows later", "nothing"
+        record("No room while writing csv", happened="warns, writes the rows later", lost="nothing")
     else:
-        happened, lost = "warns, status 0", f"{what} of that time"
-    record(f"No room while writing {what}", happened=happened, lost=lost)
+        record("No room while writing samples or metrics.json", happened="warns, status 0", lost="those of that time")
 
 
 def test_a_disk_that_is_full_for_the_whole_run_folder(whole: Path, tmp_path: Path, record: Record) -> None:

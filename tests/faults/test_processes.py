@@ -75,9 +75,8 @@ def test_a_lost_process_ends_all(victim: str, number: signal.Signals, tmp_path: 
     elif number == signal.SIGSTOP:
         assert f"process_timeout={timeout}" in said[0]
     assert "Traceback" not in training.text()
-    word = "killed" if number == signal.SIGKILL else "stopped (SIGSTOP)"
     record(
-        f"One of two processes is {word}: {'the first' if victim == 'main' else 'another'}",
+        f"The {'first' if victim == 'main' else 'second'} of two processes is killed or stopped (SIGSTOP)",
         happened=f"all end with the cause, status 4{' of those left' if victim == 'main' else ''}",
         lost="steps",
     )
@@ -105,7 +104,7 @@ def test_a_lost_loader_worker_ends_the_run(fault: str, whole: Path, tmp_path: Pa
     assert again.ended() == 0, again.text()
     assert_bit_equal(tmp_path / "run", whole)
     record(
-        "A loader worker is killed" if fault == "killed" else "A loader worker waits for a disk that does not answer",
+        "A loader worker is killed or waits for a disk that does not answer",
         happened="ends with the cause, status 4; resumes",
         lost="steps",
     )
