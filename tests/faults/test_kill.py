@@ -69,7 +69,7 @@ def test_killed_again_and_again(whole: Path, tmp_path: Path, record: Record) -> 
         time.sleep(draw.uniform(0, 0.1))
         training.send(signal.SIGKILL)
         assert training.ended() == -signal.SIGKILL, training.text()
-        record("SIGKILL of a run that was killed before", happened=HAPPENED, lost=LOST)
+        record("SIGKILL at a random moment", happened=HAPPENED, lost=LOST)
     resumed(tmp_path / "run")
     assert_bit_equal(tmp_path / "run", whole)
 
