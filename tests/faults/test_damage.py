@@ -48,9 +48,9 @@ def test_a_damaged_checkpoint_is_passed_over(
     assert (run / "checkpoints" / "last.ckpt.damaged").exists()
     assert_bit_equal(run, whole)
     record(
-        f"`last.ckpt` is {kind}",
-        happened="named and put aside; the one before is taken; the end is bit-equal",
-        lost="the steps between two checkpoints",
+        "`last.ckpt` is truncated or corrupted",
+        happened="named and renamed; resumes from the one before",
+        lost="steps since the one before",
     )
 
 
@@ -76,6 +76,6 @@ def test_a_checkpoint_that_wants_to_run_code(kind: str, stopped: Path, tmp_path:
     assert not mark.exists()
     record(
         "A checkpoint with a pickle payload",
-        happened="refused in one sentence, exit status 2; the payload does not run",
+        happened="status 2; the payload does not run",
         lost="nothing",
     )

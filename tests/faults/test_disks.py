@@ -71,10 +71,9 @@ def test_a_disk_that_fills_up_under_the_checkpoints(
     assert again.ended() == 0, again.text()
     assert_bit_equal(tmp_path / "run", whole)
     record(
-        "The disk under the checkpoints fills up, to the end",
-        happened="warned at every interval, trained to the last step, three more tries, then exit status 3; with room "
-        "again `ckpt_path=last` goes on bit-equal",
-        lost="the steps since the last checkpoint that had room",
+        "The disk of the checkpoints stays full",
+        happened="warns, trains to the last step, tries three times, status 3; resumes when there is room",
+        lost="steps",
     )
 
 
@@ -87,8 +86,8 @@ def test_a_disk_that_is_full_for_a_while(small_disk: Path, whole: Path, tmp_path
     assert training.ended() == 0, training.text()
     assert_bit_equal(tmp_path / "run", whole)
     record(
-        "The disk under the checkpoints is full for a while",
-        happened="warned, the former checkpoint stands, the next interval succeeds; the end is bit-equal",
+        "The disk of the checkpoints is full for a while",
+        happened="warns, keeps the former checkpoint; the next one succeeds",
         lost="nothing",
     )
 
@@ -100,8 +99,8 @@ def test_a_limit_on_the_size_of_files(tmp_path: Path, record: Record) -> None:
     assert not list((tmp_path / "run" / "checkpoints").iterdir())
     record(
         "No file may be larger than 20 kB (RLIMIT_FSIZE)",
-        happened="warned at every interval, then exit status 3",
-        lost="the run: nothing could ever be saved",
+        happened="warns, status 3",
+        lost="the run",
     )
 
 
@@ -126,10 +125,9 @@ def test_no_room_for_what_a_run_can_do_without(what: str, whole: Path, tmp_path:
     assert_bit_equal(tmp_path / "run", whole, seen=what != "metrics.json")
     assert not list((tmp_path / "run").rglob("*.part"))
     if what == "csv":
-        happened, lost = "warned; the rows are kept and written when there is room again", "nothing"
+        record("No room while writing csv", happened="warns, writes the rows later", lost="nothing")
     else:
-        happened, lost = "warned; the training goes on to its end, exit status 0", f"{what} while there is no room"
-    record(f"No room while writing {what}", happened=happened, lost=lost)
+        record("No room while writing samples or metrics.json", happened="warns, status 0", lost="those of that time")
 
 
 def test_a_disk_that_is_full_for_the_whole_run_folder(whole: Path, tmp_path: Path, record: Record) -> None:
@@ -150,6 +148,6 @@ def test_a_disk_that_is_full_for_the_whole_run_folder(whole: Path, tmp_path: Pat
         assert_bit_equal(tmp_path / "run", whole)
     record(
         "The disk of the whole run folder is full for a while",
-        happened="warned for each file, trained on; the end is bit-equal, with every row of the log",
-        lost="pictures whose turn came while there was no room",
+        happened="warns for each file; no row of the log is lost",
+        lost="samples of that time",
     )

@@ -16,8 +16,8 @@ from same_run import assert_bit_equal
 STEPS = 40
 SAVES = 10
 STAGES = ["write"] * 12 + ["fsync", "link", "link", "rename", "rename", "renamed", "renamed", "write"]
-HAPPENED = "`ckpt_path=last` goes on bit-equal"
-LOST = "at most the steps since the last checkpoint"
+HAPPENED = "resumes"
+LOST = "steps"
 
 
 def beyond(count: int, *, everyday: int) -> list[object]:
@@ -69,7 +69,7 @@ def test_killed_again_and_again(whole: Path, tmp_path: Path, record: Record) -> 
         time.sleep(draw.uniform(0, 0.1))
         training.send(signal.SIGKILL)
         assert training.ended() == -signal.SIGKILL, training.text()
-        record("SIGKILL of a run that was killed before", happened=HAPPENED, lost=LOST)
+        record("SIGKILL at a random moment", happened=HAPPENED, lost=LOST)
     resumed(tmp_path / "run")
     assert_bit_equal(tmp_path / "run", whole)
 
@@ -93,8 +93,8 @@ def test_a_signal_ends_the_run_at_the_end_of_the_step(
     resumed(tmp_path / "run")
     assert_bit_equal(tmp_path / "run", whole)
     record(
-        f"{number.name}",
-        happened=f"the step is finished and saved, exit status {128 + number}; `ckpt_path=last` goes on bit-equal",
+        "SIGTERM, SIGINT or SIGUSR1",
+        happened="finishes the step, saves, status 143, 130 or 138; resumes",
         lost="nothing",
     )
 
@@ -109,4 +109,4 @@ def test_accumulated_steps_are_never_cut_in_the_middle(number: signal.Signals, t
     assert reference.ended() == 0
     resumed(tmp_path / "run", *options)
     assert_bit_equal(tmp_path / "run", tmp_path / "whole")
-    record(f"{number.name} within an accumulated step", happened=HAPPENED, lost=LOST)
+    record("SIGKILL or SIGTERM within an accumulated step", happened=HAPPENED, lost=LOST)

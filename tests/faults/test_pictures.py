@@ -71,8 +71,8 @@ def test_bad_pictures_are_named_once_and_the_run_goes_on_bit_equal_after_a_kill(
     assert again.ended() == 0, again.text()
     assert_bit_equal(tmp_path / "run", tmp_path / "whole")
     record(
-        "Empty, truncated and wrongly named pictures, a text file, 1 x 1, link loops, a name that is not UTF-8",
-        happened="each bad one is named once and counted, the others are used; after a SIGKILL the end is bit-equal",
+        "Empty, truncated or wrongly named pictures, text, 1 x 1, link loops, names not in UTF-8",
+        happened="names and counts each bad one once; resumes after SIGKILL",
         lost="the bad pictures",
     )
 
@@ -93,7 +93,7 @@ def test_pictures_that_vanish_are_named_and_above_the_share_the_run_stops(
     assert all("03.png" in line or "05.png" in line for line in lines)
     record(
         "Pictures vanish or are truncated during the run",
-        happened="each is named once, the next one by name takes its place",
+        happened="names each once, takes the next by name",
         lost="the pictures",
     )
 
@@ -116,6 +116,6 @@ def test_a_folder_that_vanishes_stops_the_run_and_coming_back_nothing_is_lost(
     assert_bit_equal(tmp_path / "run", tmp_path / "whole")
     record(
         "More pictures vanish than `data.max_unreadable_share`",
-        happened="one sentence, exit status 2; when they are back `ckpt_path=last` goes on bit-equal",
-        lost="at most the steps since the last checkpoint",
+        happened="status 2; resumes when they are back",
+        lost="steps",
     )

@@ -75,13 +75,10 @@ def test_a_lost_process_ends_all(victim: str, number: signal.Signals, tmp_path: 
     elif number == signal.SIGSTOP:
         assert f"process_timeout={timeout}" in said[0]
     assert "Traceback" not in training.text()
-    word = "killed" if number == signal.SIGKILL else "stopped (SIGSTOP)"
     record(
-        f"One of two processes is {word}: {'the first' if victim == 'main' else 'another'}",
-        happened="all end, with the cause in one sentence; exit status 4 where there is a process left to give it"
-        if victim == "main"
-        else "all end, with the cause in one sentence and exit status 4",
-        lost="at most the steps since the last checkpoint",
+        f"The {'first' if victim == 'main' else 'second'} of two processes is killed or stopped (SIGSTOP)",
+        happened=f"all end with the cause, status 4{' of those left' if victim == 'main' else ''}",
+        lost="steps",
     )
 
 
@@ -107,9 +104,9 @@ def test_a_lost_loader_worker_ends_the_run(fault: str, whole: Path, tmp_path: Pa
     assert again.ended() == 0, again.text()
     assert_bit_equal(tmp_path / "run", whole)
     record(
-        "A loader worker is killed" if fault == "killed" else "A loader worker waits for a disk that does not answer",
-        happened="the run ends with the cause in one sentence and exit status 4; `ckpt_path=last` goes on bit-equal",
-        lost="at most the steps since the last checkpoint",
+        "A loader worker is killed or waits for a disk that does not answer",
+        happened="ends with the cause, status 4; resumes",
+        lost="steps",
     )
 
 
@@ -126,7 +123,7 @@ def test_a_number_that_is_not_finite_on_one_process_skips_the_step_on_all(tmp_pa
         assert (mine["state_dict"][name] - value).abs().max() <= 1e-5 * value.abs().max().clamp(min=1), name
     record(
         "NaN on one of two processes",
-        happened="the step is skipped on both, as it would be in one process with the whole batch",
+        happened="skips the step on both, as one process would",
         lost="the skipped steps",
     )
 
@@ -156,7 +153,7 @@ def test_one_process_then_two_then_one_is_the_run_of_one(tmp_path: Path, record:
     worst = max(abs(mine - theirs) / max(1.0, abs(theirs)) for mine, theirs in pairs)
     assert worst < 1e-5
     record(
-        "Another number of processes: 1, then 2, then 1",
-        happened=f"the logged figures of all 60 steps are those of one process within {worst:.0e}",
+        "1 process, then 2, then 1",
+        happened=f"logs all 60 steps as one process would, within {worst:.0e}",
         lost="nothing",
     )

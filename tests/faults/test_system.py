@@ -27,7 +27,7 @@ def test_a_second_run_in_the_folder(whole: Path, tmp_path: Path, record: Record)
     assert_bit_equal(tmp_path / "run", whole)
     record(
         "A second run in the same folder",
-        happened="refused in one sentence that names the first one, exit status 2; the first goes on",
+        happened="status 2, naming the first, which goes on",
         lost="nothing",
     )
 
@@ -45,7 +45,7 @@ def test_no_right_to_write(tmp_path: Path, record: Record) -> None:
     training = Training(tmp_path / "run", f"hydra.run.dir={folder}/run", user=user)
     message = one_sentence(training, 2)
     assert "locked/run cannot be written: Permission denied" in message
-    record("No right to write into the folder", happened="one sentence, exit status 2", lost="nothing")
+    record("No right to write into the folder", happened="status 2", lost="nothing")
 
 
 def test_want_of_memory(tmp_path: Path, record: Record) -> None:
@@ -56,9 +56,9 @@ def test_want_of_memory(tmp_path: Path, record: Record) -> None:
     again = Training(tmp_path / "run", "ckpt_path=last")
     assert again.ended() == 0, again.text()
     record(
-        "Want of memory in a step",
-        happened="one sentence with what to change and by how much, exit status 5",
-        lost="at most the steps since the last checkpoint",
+        "Not enough memory in a step",
+        happened="status 5, with what to change and by how much",
+        lost="steps",
     )
 
 
@@ -83,7 +83,7 @@ def test_one_number_that_is_not_finite(whole: Path, tmp_path: Path, record: Reco
     assert_bit_equal(tmp_path / "run", tmp_path / "whole")
     record(
         "NaN in a score, for two steps",
-        happened="both steps are skipped, counted and named with t and images; resuming stays bit-equal",
+        happened="skips both, names t and images; resumes",
         lost="the skipped steps",
     )
 
@@ -105,8 +105,8 @@ def test_numbers_that_stay_not_finite(tmp_path: Path, record: Record) -> None:
     assert again.ended() == 0, again.text()
     record(
         "NaN in every step",
-        happened="after `max_bad_steps` a checkpoint, a report and exit status 1 with one sentence",
-        lost="nothing: the checkpoint holds the last good weights",
+        happened="checkpoint and `bad_steps.json` after `max_bad_steps`, status 1",
+        lost="nothing",
     )
 
 
@@ -119,8 +119,8 @@ def test_a_sweep_goes_on_after_a_fault_and_ends_with_its_status(tmp_path: Path, 
     assert [summary["skipped_steps"] for summary in summaries] == [5, 7]
     record(
         "A fault in the first job of a sweep",
-        happened="the other job is done; the exit status is that of the fault",
-        lost="the first job, which can go on by itself",
+        happened="does the other job; status of the fault",
+        lost="the first job, until resumed",
     )
 
 
@@ -147,7 +147,7 @@ def test_weights_and_biases_cannot_be_reached(server: str, whole: Path, tmp_path
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
     record(
         "Weights & Biases cannot be reached",
-        happened="said in one sentence; the run logs offline, for `wandb sync`",
+        happened="says so, logs offline for `wandb sync`",
         lost="nothing",
     )
 
@@ -181,6 +181,6 @@ def test_a_slurm_job_that_is_evicted(whole: Path, tmp_path: Path, record: Record
     assert_bit_equal(tmp_path / "run", whole)
     record(
         "Slurm evicts the job (SIGUSR1, SIGTERM)",
-        happened="the step is finished and saved, SIGUSR1 also requeues; the same command goes on bit-equal",
+        happened="finishes the step, saves, requeues if SIGUSR1; resumes",
         lost="nothing",
     )
