@@ -24,6 +24,7 @@ from smsff.config.check import (
 )
 from smsff.config.schema import ANY, check_ranges, range_of
 from smsff.errors import UserError
+from smsff.method.prompts import Prompts
 from smsff.training.launch import explain
 from smsff.training.opening import parts_off
 from smsff.training.resume import leaves
@@ -229,6 +230,12 @@ def test_what_an_ablation_row_goes_without_is_said() -> None:
         "random_t": ["narrowing of t (it is Uniform)"],
         "linear_t": ["narrowing of t (it is Annealing)"],
     }
+
+
+def test_every_prompt_of_ones_own_style_has_its_words() -> None:
+    plain = composed("teacher=sd15", "style.lora=mine.safetensors", "style.words='my style'")
+    prompts = Prompts(**{name: text for name, text in plain["prompts"].items() if name != "_target_"})
+    assert prompts.of("a cat") == ("my style, a cat", "my style, a cat", "turn it into my style")
 
 
 def test_the_command_line_beats_a_preset() -> None:

@@ -17,11 +17,10 @@ FILES = sorted((CONF / "style").glob("demo_*.yaml"))
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_a_demo_style_has_a_lora_a_truth_and_the_prompts_of_the_base(file: Path) -> None:
+def test_a_demo_style_has_a_lora_and_a_truth(file: Path) -> None:
     style = yaml.safe_load(file.read_text())["style"]
     name = file.stem.removeprefix("demo_")
     assert style["name"] == file.stem
-    assert (style["words"], style["edit"]) == embedded.PROMPTS[name]
     assert (embedded.ASSETS / "loras" / f"{name}.safetensors").is_file()
     assert name in STYLES
 

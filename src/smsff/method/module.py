@@ -50,8 +50,9 @@ class StyleMatching(pl.LightningModule):
         regularizer: (z, z_src, t) -> (B,), already multiplied by its weight lambda.
         relevance: Map of where the style matters, (B, 1, h, w).
         timesteps: Draws t for the generator; counted in iterations after the warm-up.
-        fake_timesteps: Draws t for the fake score's own loss; counted in iterations of the whole run.
-        warmup: Reconstruction until style matching begins, after a number of steps or at an error.
+        fake_timesteps: Draws t for the fake score's own loss, in a fixed range by default; counted over the whole run.
+        warmup: Reconstruction until style matching begins, after a number of steps or at an error; a generator that
+            starts as the identity needs little, but the fake score learns the photos meanwhile.
         generator_options, fake_options: Optimizer settings of the two parameter groups.
         prompts: Prompt templates.
         steps: Length of the run in optimizer steps, warm-up included.
@@ -59,9 +60,9 @@ class StyleMatching(pl.LightningModule):
         fake_draws: Independent (t, noise) draws of the fake's loss in each step; not used with ``speed.share_draw``.
         ema_decay: Largest decay of the average of the generator's weights (`update_average`); 0: it equals the weights.
         grid_jitter: Source and result are shifted by the same random offset, 0 to this minus 1 pixels, before they are
-            encoded (not in the paper); 1 is no shift. It should cover the strides of encoder and U-Net.
-        pullback: ``encoder``: back-propagate through the encoder (the paper); ``decoder``: the decoded difference is
-            the gradient of the picture (`smsff.method.space`).
+            encoded (not in the paper); 1 is no shift. The encoder's stride, times the patch size of a transformer.
+        pullback: ``encoder``: back-propagate through the encoder (the paper); ``decoder``: D(z) - D(z - dL/dz)
+            takes the place of that backward pass (`smsff.method.space`).
         speed: Memory format, compilation, and whether the fake's loss uses the prediction of the style gradient again.
         record: Plain containers stored in every checkpoint (generator, style, resolved configuration).
     """
