@@ -76,9 +76,7 @@ def train(cfg: DictConfig, *, sweep: bool = False) -> float | None:
     """
     quiet()
     plain = check.resolve(cfg)
-    check.check_config(plain)
-    if plain["task"] == "style_matching":
-        check.check_style_files(plain)
+    check.check_config(plain, files=True)
     launch.check_processes(plain["trainer"], sweep=sweep)
     run_dir, cfg.ckpt_path = Path(plain["run_dir"]), plain["ckpt_path"]
     checkpoint = run_folder.checkpoint_for(plain["ckpt_path"], run_dir, sweep=sweep)

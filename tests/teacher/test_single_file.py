@@ -196,11 +196,11 @@ def test_a_style_base_needs_no_auto_encoder(family_pipeline: Families, tmp_path:
     whole = write_single_file(tmp_path / "style.safetensors", other)
     save_file(without(load_file(whole), "first_stage_model."), tmp_path / "novae.SAFETENSORS")
     shutil.rmtree(shutil.copytree(other, tmp_path / "folder") / "vae")
-    wanted = load_stable_diffusion(base=str(folder), lora=None, style_base=str(whole), config=str(folder))
+    wanted = load_stable_diffusion(base=str(folder), lora=None, style_base=str(whole), config=str(folder)).state_dict()
     for name in ("novae.SAFETENSORS", "folder"):
         arguments = {"base": str(folder), "lora": None, "style_base": str(tmp_path / name), "config": str(folder)}
-        got = load_stable_diffusion(**arguments)  # type: ignore[arg-type]
-        assert all(torch.equal(got.state_dict()[key], value) for key, value in wanted.state_dict().items())
+        got = load_stable_diffusion(**arguments).state_dict()  # type: ignore[arg-type]
+        assert all(torch.equal(got[key], value) for key, value in wanted.items())
     save_file(without(load_file(whole), "model.diffusion_model.out.2"), tmp_path / "broken.safetensors")
     with pytest.raises(UserError, match=r"teacher\.style_base=.*lacks weights of the U-Net"):
         load_stable_diffusion(base=str(folder), style_base=str(tmp_path / "broken.safetensors"), config=str(folder))
@@ -240,9 +240,9 @@ def test_an_auto_encoder_from_elsewhere(
     wanted = load_stable_diffusion(base=str(family_pipeline("sd1", seed=1))).latent.state_dict()
     own = load_stable_diffusion(base=str(folder)).state_dict()
     for vae in vaes.values() if base == "single file without" else [vaes["bare"], vaes["folder"]]:
-        teacher = load_stable_diffusion(base=str(where), config=str(folder), vae=vae)
-        assert all(torch.equal(teacher.latent.state_dict()[key], value) for key, value in wanted.items())
-        assert all(torch.equal(v, own[k]) for k, v in teacher.state_dict().items() if not k.startswith("latent."))
+        got = load_stable_diffusion(base=str(where), config=str(folder), vae=vae).state_dict()
+        assert all(torch.equal(got[f"latent.{key}"], value) for key, value in wanted.items())
+        assert all(torch.equal(value, own[key]) for key, value in got.items() if not key.startswith("latent."))
     if base.endswith("without"):
         with pytest.raises(UserError, match=r"teacher\.base=.*(teacher\.vae|lacks vae)"):
             load_stable_diffusion(base=str(where), config=str(folder))

@@ -209,7 +209,7 @@ def hub(server: FileServer, cache: Path, *overrides: str, offline: bool = False)
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "PYTHONPATH": str(SOURCE / "src"),
     }
-    command = [sys.executable, "-m", "smsff.cli", "fetch", "--conf", str(SOURCE / "conf"), f"teacher.base={REPO}"]
+    command = [sys.executable, "-m", "smsff.cli", "fetch", "--conf", str(SOURCE / "conf"), "trainer=cpu", f"teacher.base={REPO}"]
     return subprocess.run(
         [*command, *overrides], env=environment, cwd=cache.parent, capture_output=True, text=True, timeout=120
     )
