@@ -225,27 +225,21 @@ def vaes(family_pipeline: Families, tmp_path: Path) -> dict[str, str]:
     return {path.stem: str(path) for path in files} | {"folder": str(pipeline / "vae"), "pipeline": str(pipeline)}
 
 
-@pytest.mark.parametrize("base", ["single file", "single file without", "folder", "folder without"])
-def test_an_auto_encoder_from_elsewhere(
-    base: str, vaes: dict[str, str], family_pipeline: Families, tmp_path: Path
-) -> None:
+def test_an_auto_encoder_from_elsewhere(vaes: dict[str, str], family_pipeline: Families, tmp_path: Path) -> None:
     folder = family_pipeline("sd1")
-    where: Path = write_single_file(tmp_path / "base.safetensors", folder)
-    if base == "single file without":
-        save_file(without(load_file(where), "first_stage_model."), where)
-    elif base == "folder without":
-        shutil.rmtree((where := shutil.copytree(folder, tmp_path / "base")) / "vae")
-    elif base == "folder":
-        where = folder
+    file = write_single_file(tmp_path / "base.safetensors", folder)
+    save_file(without(load_file(file), "first_stage_model."), tmp_path / "without.safetensors")
+    shutil.rmtree(shutil.copytree(folder, tmp_path / "without") / "vae")
     wanted = load_stable_diffusion(base=str(family_pipeline("sd1", seed=1))).latent.state_dict()
     own = load_stable_diffusion(base=str(folder)).state_dict()
-    for vae in vaes.values() if base == "single file without" else [vaes["bare"], vaes["folder"]]:
-        got = load_stable_diffusion(base=str(where), config=str(folder), vae=vae).state_dict()
+    pairs = [(base, vaes["bare"]) for base in (file, folder, tmp_path / "without")]
+    for base, vae in [*pairs, *((tmp_path / "without.safetensors", vae) for vae in vaes.values())]:
+        got = load_stable_diffusion(base=str(base), config=str(folder), vae=vae).state_dict()
         assert all(torch.equal(got[f"latent.{key}"], value) for key, value in wanted.items())
         assert all(torch.equal(value, own[key]) for key, value in got.items() if not key.startswith("latent."))
-    if base.endswith("without"):
+    for base in (tmp_path / "without.safetensors", tmp_path / "without"):
         with pytest.raises(UserError, match=r"teacher\.base=.*(teacher\.vae|lacks vae)"):
-            load_stable_diffusion(base=str(where), config=str(folder))
+            load_stable_diffusion(base=str(base), config=str(folder))
 
 
 def test_auto_encoders_that_do_not_fit(
