@@ -282,10 +282,12 @@ def fp8(tensors: dict[str, Tensor], ending: str, *, rows: bool) -> tuple[dict[st
     return stored, meant
 
 
-@pytest.mark.parametrize(("ending", "rows"), [("scale_weight", False), ("weight_scale", False), ("weight_scale", True)])
-@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+@pytest.mark.parametrize(
+    ("family", "ending", "rows"),
+    [("sd1", "scale_weight", False), ("sd1", "weight_scale", True), ("sdxl", "weight_scale", False)],
+)
 def test_eight_bits_with_scales(
-    ending: str, rows: bool, family: str, family_pipeline: Families, tmp_path: Path
+    family: str, ending: str, rows: bool, family_pipeline: Families, tmp_path: Path
 ) -> None:
     folder = family_pipeline(family)
     whole = load_file(write_single_file(tmp_path / "m.safetensors", folder))

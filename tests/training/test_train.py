@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib.util
 import json
+import logging
 import os
 import pickle
 import subprocess
@@ -104,7 +105,10 @@ def _leave_torch_as_it_was() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_every_experiment_runs(experiment: str, tiny: list[str], tmp_path: Path) -> None:
+def test_every_experiment_runs(
+    experiment: str, tiny: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger=train_script.log.name)  # also what it says at its start
     per_image = experiment in ("per_image", "sms_official")
     rest = ["data.short_side=32"] if per_image else NETWORK
     cfg = configuration(*tiny, *rest, f"experiment={experiment}", "steps=2", f"run_dir={tmp_path}", "logger=none")
@@ -112,6 +116,7 @@ def test_every_experiment_runs(experiment: str, tiny: list[str], tmp_path: Path)
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert (metrics["status"], metrics["steps"]) == ("finished", 2)
     assert metrics["figures"]["train/matching"] > 0
+    assert "  memory " in caplog.text
     assert decode_image(str(tmp_path / "samples" / "step_000002.png")).shape[0] == 3
 
 
