@@ -35,6 +35,10 @@ def pytest_collection_finish() -> None:
     gc.freeze()  # half a million objects of the libraries: to look at them again and again is a sixth of the time
 
 
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # else some library reports at the end that they are still there
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     import torch
