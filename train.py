@@ -76,9 +76,7 @@ def train(cfg: DictConfig, *, sweep: bool = False) -> float | None:
     """
     quiet()
     plain = check.resolve(cfg)
-    check.check_config(plain)
-    if plain["task"] == "style_matching":
-        check.check_style_files(plain)
+    check.check_config(plain, files=True)
     launch.check_processes(plain["trainer"], sweep=sweep)
     run_dir, cfg.ckpt_path = Path(plain["run_dir"]), plain["ckpt_path"]
     checkpoint = run_folder.checkpoint_for(plain["ckpt_path"], run_dir, sweep=sweep)
@@ -107,7 +105,7 @@ def run(plain: dict[str, Any], checkpoint: Path | None) -> dict[str, float]:
     pl.seed_everything(plain["seed"], verbose=False)
     module, data = build_task(plain)
     launch.limit_waiting(trainer, seconds=plain["process_timeout"])
-    if launch.is_main_process():
+    if launch.is_main_process() and log.isEnabledFor(logging.INFO):  # the forecast of its memory takes seconds
         log.info("the run\n%s", opening(plain, trainer, module, data))
     launch.use_child_command(SCRIPT, replace={"ckpt_path": str(checkpoint)} if checkpoint else None)
     return fit(trainer, module, data, checkpoint)

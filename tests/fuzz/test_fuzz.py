@@ -33,6 +33,7 @@ def complain(bad: list[Any]) -> str:
     return "\n\n".join(f"{case!r}\n{verdict}" for case, verdict in bad[:3])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "count"), [("image", 120), ("config", 40), ("model", 40), ("lora", 25), ("lora_header", 40)]
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -55,8 +56,13 @@ def losses(run: Path) -> list[float]:
 
 
 def test_twenty_steps_learn_and_leave_files_that_load(
-    pictures: Path, tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    pictures: Path,
+    tiny_base: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level(logging.INFO, logger=train_script.log.name)
     run = tmp_path / "run"
     fixed = ["timesteps.t_min=200", "timesteps.t_max=400", "data.degraded.share=0", "callbacks.lora.history=true"]
     cfg = configuration(*SMALL, *fixed, f"teacher.base={tiny_base}", f"data.root={pictures}", f"run_dir={run}")
@@ -66,6 +72,7 @@ def test_twenty_steps_learn_and_leave_files_that_load(
     assert sum(found[-5:]) < 0.9 * sum(found[:5])
     figures = json.loads((run / "metrics.json").read_text())["figures"]
     assert figures["held_out/lora t 200-300"] < figures["held_out/base t 200-300"]
+    assert "trigger 'tiny style'" in caplog.text
     printed = capsys.readouterr().out
     assert "held-out loss, LoRA / base: t 0-50 " in printed
     assert (run / "samples" / "step_000020.png").is_file()
@@ -98,7 +105,7 @@ def assert_files_are_the_lora(run: Path, base: Path) -> None:
 
 
 @pytest.mark.parametrize("family", [pytest.param("sd1", marks=pytest.mark.slow), "sd2", "sdxl"])
-def test_twenty_steps_on_every_family(
+def test_four_steps_on_every_family(
     family: str, pictures: Path, family_pipeline: Callable[[str], Path], tmp_path: Path
 ) -> None:
     options = [
@@ -112,8 +119,9 @@ def test_twenty_steps_on_every_family(
     cfg = configuration(
         *SMALL,
         *options,
-        "sample_every=20",
-        "checkpoint_every=20",
+        "steps=4",
+        "sample_every=4",
+        "checkpoint_every=4",
         "data.batch_size=1",
         f"teacher.base={base}",
         f"data.root={pictures}",
@@ -121,7 +129,7 @@ def test_twenty_steps_on_every_family(
     )
     train_script.train(cfg)
     found = losses(tmp_path)
-    assert len(found) == 20
+    assert len(found) == 4
     assert all(value == value for value in found)
     styled = load_stable_diffusion(base=str(base), lora=str(tmp_path / "lora" / "tiny.safetensors"))
     (report,) = styled.lora_reports

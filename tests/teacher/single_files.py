@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,13 @@ def write_single_file(
     path: Path, folder: Path, *, extra: Tensors | None = None, metadata: dict[str, str] | None = None
 ) -> Path:
     """The pipeline in `folder` (of the family that its text encoders show) as one file at `path`."""
+    tensors = _tensors(folder) | (extra or {})
+    save_file(tensors, path, metadata={"format": "pt", **(metadata or {})})
+    return path
+
+
+@cache
+def _tensors(folder: Path) -> Tensors:
     models: list[Any] = [
         UNet2DConditionModel.from_pretrained(folder, subfolder="unet"),
         AutoencoderKL.from_pretrained(folder, subfolder="vae"),
@@ -51,10 +59,7 @@ def write_single_file(
     ]
     if (folder / "text_encoder_2").is_dir():
         models.append(CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder_2"))
-    tensors = original_names(models)
-    tensors = {name: value.detach().clone().contiguous() for name, value in (tensors | (extra or {})).items()}
-    save_file(tensors, path, metadata={"format": "pt", **(metadata or {})})
-    return path
+    return {name: value.detach().clone().contiguous() for name, value in original_names(models).items()}
 
 
 def original_names(models: Sequence[Any]) -> Tensors:

@@ -196,11 +196,11 @@ def test_a_style_base_needs_no_auto_encoder(family_pipeline: Families, tmp_path:
     whole = write_single_file(tmp_path / "style.safetensors", other)
     save_file(without(load_file(whole), "first_stage_model."), tmp_path / "novae.SAFETENSORS")
     shutil.rmtree(shutil.copytree(other, tmp_path / "folder") / "vae")
-    wanted = load_stable_diffusion(base=str(folder), lora=None, style_base=str(whole), config=str(folder))
+    wanted = load_stable_diffusion(base=str(folder), lora=None, style_base=str(whole), config=str(folder)).state_dict()
     for name in ("novae.SAFETENSORS", "folder"):
         arguments = {"base": str(folder), "lora": None, "style_base": str(tmp_path / name), "config": str(folder)}
-        got = load_stable_diffusion(**arguments)  # type: ignore[arg-type]
-        assert all(torch.equal(got.state_dict()[key], value) for key, value in wanted.state_dict().items())
+        got = load_stable_diffusion(**arguments).state_dict()  # type: ignore[arg-type]
+        assert all(torch.equal(got[key], value) for key, value in wanted.items())
     save_file(without(load_file(whole), "model.diffusion_model.out.2"), tmp_path / "broken.safetensors")
     with pytest.raises(UserError, match=r"teacher\.style_base=.*lacks weights of the U-Net"):
         load_stable_diffusion(base=str(folder), style_base=str(tmp_path / "broken.safetensors"), config=str(folder))
@@ -225,27 +225,21 @@ def vaes(family_pipeline: Families, tmp_path: Path) -> dict[str, str]:
     return {path.stem: str(path) for path in files} | {"folder": str(pipeline / "vae"), "pipeline": str(pipeline)}
 
 
-@pytest.mark.parametrize("base", ["single file", "single file without", "folder", "folder without"])
-def test_an_auto_encoder_from_elsewhere(
-    base: str, vaes: dict[str, str], family_pipeline: Families, tmp_path: Path
-) -> None:
+def test_an_auto_encoder_from_elsewhere(vaes: dict[str, str], family_pipeline: Families, tmp_path: Path) -> None:
     folder = family_pipeline("sd1")
-    where: Path = write_single_file(tmp_path / "base.safetensors", folder)
-    if base == "single file without":
-        save_file(without(load_file(where), "first_stage_model."), where)
-    elif base == "folder without":
-        shutil.rmtree((where := shutil.copytree(folder, tmp_path / "base")) / "vae")
-    elif base == "folder":
-        where = folder
+    file = write_single_file(tmp_path / "base.safetensors", folder)
+    save_file(without(load_file(file), "first_stage_model."), tmp_path / "without.safetensors")
+    shutil.rmtree(shutil.copytree(folder, tmp_path / "without") / "vae")
     wanted = load_stable_diffusion(base=str(family_pipeline("sd1", seed=1))).latent.state_dict()
     own = load_stable_diffusion(base=str(folder)).state_dict()
-    for vae in vaes.values() if base == "single file without" else [vaes["bare"], vaes["folder"]]:
-        teacher = load_stable_diffusion(base=str(where), config=str(folder), vae=vae)
-        assert all(torch.equal(teacher.latent.state_dict()[key], value) for key, value in wanted.items())
-        assert all(torch.equal(v, own[k]) for k, v in teacher.state_dict().items() if not k.startswith("latent."))
-    if base.endswith("without"):
+    pairs = [(base, vaes["bare"]) for base in (file, folder, tmp_path / "without")]
+    for base, vae in [*pairs, *((tmp_path / "without.safetensors", vae) for vae in vaes.values())]:
+        got = load_stable_diffusion(base=str(base), config=str(folder), vae=vae).state_dict()
+        assert all(torch.equal(got[f"latent.{key}"], value) for key, value in wanted.items())
+        assert all(torch.equal(value, own[key]) for key, value in got.items() if not key.startswith("latent."))
+    for base in (tmp_path / "without.safetensors", tmp_path / "without"):
         with pytest.raises(UserError, match=r"teacher\.base=.*(teacher\.vae|lacks vae)"):
-            load_stable_diffusion(base=str(where), config=str(folder))
+            load_stable_diffusion(base=str(base), config=str(folder))
 
 
 def test_auto_encoders_that_do_not_fit(
@@ -288,10 +282,12 @@ def fp8(tensors: dict[str, Tensor], ending: str, *, rows: bool) -> tuple[dict[st
     return stored, meant
 
 
-@pytest.mark.parametrize(("ending", "rows"), [("scale_weight", False), ("weight_scale", False), ("weight_scale", True)])
-@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+@pytest.mark.parametrize(
+    ("family", "ending", "rows"),
+    [("sd1", "scale_weight", False), ("sd1", "weight_scale", True), ("sdxl", "weight_scale", False)],
+)
 def test_eight_bits_with_scales(
-    ending: str, rows: bool, family: str, family_pipeline: Families, tmp_path: Path
+    family: str, ending: str, rows: bool, family_pipeline: Families, tmp_path: Path
 ) -> None:
     folder = family_pipeline(family)
     whole = load_file(write_single_file(tmp_path / "m.safetensors", folder))

@@ -16,6 +16,7 @@ from test_train import NETWORK, command, configuration, finished, tiny, train_sc
 from smsff.training import launch
 
 
+@pytest.mark.slow  # tests/faults compares two processes on a closed-form teacher in the everyday suite
 def test_a_sweep_of_two_processes_each_equals_one_process_and_leaves_one_folder_a_job(
     tiny: list[str],  # noqa: F811
     tmp_path: Path,

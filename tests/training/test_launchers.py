@@ -59,6 +59,7 @@ def test_a_sweep_by_joblib_is_that_of_the_guide(tiny: list[str], tmp_path: Path)
         assert json.loads((tmp_path / f"sweep/{number}/metrics.json").read_text())["status"] == "finished"
 
 
+@pytest.mark.slow
 def test_the_command_that_an_agent_of_wandb_makes_of_the_guide_runs_offline(
     tiny: list[str],  # noqa: F811
     tmp_path: Path,

@@ -5,15 +5,13 @@ from __future__ import annotations
 import csv
 import importlib.util
 import json
+import logging
 import os
 import pickle
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -107,7 +105,10 @@ def _leave_torch_as_it_was() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_every_experiment_runs(experiment: str, tiny: list[str], tmp_path: Path) -> None:
+def test_every_experiment_runs(
+    experiment: str, tiny: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger=train_script.log.name)  # also what it says at its start
     per_image = experiment in ("per_image", "sms_official")
     rest = ["data.short_side=32"] if per_image else NETWORK
     cfg = configuration(*tiny, *rest, f"experiment={experiment}", "steps=2", f"run_dir={tmp_path}", "logger=none")
@@ -115,6 +116,7 @@ def test_every_experiment_runs(experiment: str, tiny: list[str], tmp_path: Path)
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert (metrics["status"], metrics["steps"]) == ("finished", 2)
     assert metrics["figures"]["train/matching"] > 0
+    assert "  memory " in caplog.text
     assert decode_image(str(tmp_path / "samples" / "step_000002.png")).shape[0] == 3
 
 
@@ -176,7 +178,7 @@ def test_the_cluster_command_without_weights_stops_soon_with_one_message(tmp_pat
     output = finished(command("style=ghibli", "trainer.devices=8", cwd=tmp_path), status=2)
     after = os.times()
     used = after.children_user + after.children_system - before.children_user - before.children_system
-    assert used < 30  # seconds of CPU: how long it takes on an idle machine, however busy this one is
+    assert used < 15  # seconds of CPU: how long it takes on an idle machine, however busy this one is
     assert "Traceback" not in output
     errors = [line for line in output.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
@@ -192,22 +194,6 @@ def test_help_and_wrong_names_on_the_command_line(tmp_path: Path) -> None:
     text = finished(helpful)
     assert "python train.py -m" in text
     assert "watercolour" in text
-
-
-def test_a_sweep_leaves_one_complete_folder_for_each_job(tiny: list[str], tmp_path: Path) -> None:
-    sweep = ["-m", "seed=0,1", "regularizer.lambda_freq=0.1,1", f"run_dir={tmp_path / 'sweep'}"]
-    finished(command(*sweep, *tiny, *NETWORK, "steps=2", cwd=tmp_path))
-    jobs = sorted(path for path in (tmp_path / "sweep").iterdir() if path.is_dir())
-    assert [job.name for job in jobs] == ["0", "1", "2", "3"]
-    settings = []
-    for job in jobs:
-        config = OmegaConf.load(job / "config.yaml")
-        settings.append((config.seed, config.regularizer.lambda_freq))
-        assert json.loads((job / "metrics.json").read_text())["status"] == "finished"
-        assert (job / "checkpoints" / "last.ckpt").is_file()
-        assert (job / "samples" / "step_000002.png").is_file()
-    assert settings == [(0, 0.1), (0, 1), (1, 0.1), (1, 1)]
-    assert [path.name for path in tmp_path.iterdir()] == ["sweep"]
 
 
 @pytest.fixture
@@ -237,27 +223,6 @@ def test_what_ends_a_job_is_the_status_of_a_run_and_reaches_the_end_of_a_sweep_f
         train_script.end(error, status=status)
     arrived = pickle.loads(pickle.dumps(caught.value))
     assert (str(arrived), vars(arrived)) == (str(error), vars(error))
-
-
-def wait_for(condition: Callable[[], Any], process: subprocess.Popen[str], seconds: float = 300) -> None:
-    patience = Patience(process.pid, seconds)
-    while not condition():
-        assert process.poll() is None, process.communicate()[0][-4000:]
-        assert patience.left()
-        time.sleep(0.05)
-
-
-def test_ctrl_c_leaves_a_checkpoint_and_status_130(tiny: list[str], tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    process = command(*tiny, *NETWORK, "steps=100000", "sample_every=100000", f"run_dir={run}", cwd=tmp_path)
-    wait_for((run / "checkpoints" / "last.ckpt").is_file, process)
-    process.send_signal(signal.SIGINT)
-    output = finished(process, status=130)
-    assert "Traceback" not in output
-    metrics = json.loads((run / "metrics.json").read_text())
-    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
-    assert metrics["status"] == "interrupted"
-    assert metrics["steps"] == checkpoint["global_step"] > 0
 
 
 def test_the_best_checkpoints_by_a_figure_and_the_newest_are_kept(tiny: list[str], tmp_path: Path) -> None:

@@ -209,10 +209,9 @@ def hub(server: FileServer, cache: Path, *overrides: str, offline: bool = False)
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "PYTHONPATH": str(SOURCE / "src"),
     }
-    command = [sys.executable, "-m", "smsff.cli", "fetch", "--conf", str(SOURCE / "conf"), f"teacher.base={REPO}"]
-    return subprocess.run(
-        [*command, *overrides], env=environment, cwd=cache.parent, capture_output=True, text=True, timeout=120
-    )
+    words = ["fetch", "--conf", str(SOURCE / "conf"), "trainer=cpu", f"teacher.base={REPO}", *overrides]
+    command = [sys.executable, "-m", "smsff.cli", *words]
+    return subprocess.run(command, env=environment, cwd=cache.parent, capture_output=True, text=True, timeout=120)
 
 
 def test_a_pipeline_of_the_hub_is_brought_in_its_needed_parts(

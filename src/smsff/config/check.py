@@ -31,11 +31,13 @@ RESERVED = ("_target_", "_partial_")
 
 def on_bfloat16(fast: str, otherwise: str, *, _root_: DictConfig) -> str:
     """``${on_bfloat16:A,B}``: A where the run has a GPU that multiplies bfloat16, else B."""
+    device = _root_.device if "device" in _root_ else _root_.trainer.accelerator
+    if device not in ("auto", "gpu", "cuda"):
+        return otherwise
     import torch  # here: not every command that reads a configuration waits for it
 
-    device = _root_.device if "device" in _root_ else _root_.trainer.accelerator
-    gpu = device in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    return fast if gpu and torch.cuda.is_bf16_supported(including_emulation=False) else otherwise
+    gpu = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    return fast if gpu else otherwise
 
 
 def warmup_steps(steps: int, share: float = 0.05, most: int = 500) -> int:
@@ -225,9 +227,15 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
     return absolute(typing.cast(dict[str, Any], plain))
 
 
-def check_config(plain: Mapping[str, Any]) -> None:
-    """Names, types and ranges of a whole configuration; no weights, no data. UserError, which names the key."""
+def check_config(plain: Mapping[str, Any], *, files: bool = False) -> None:
+    """Names, types and ranges of a whole configuration; no weights, no data. UserError, which names the key.
+
+    Args:
+        files: First look whether the local files of a style are there: the rest imports libraries, for seconds.
+    """
     check_arguments(TASKS.get(plain.get("task", ""), TrainConfig), plain, "")
+    if files and plain["task"] == "style_matching":
+        check_style_files(plain)
     check_targets(plain, "")
     check_ranges(plain)
     if plain["task"] != "baseline":
@@ -259,7 +267,7 @@ def lora_paths(value: Any) -> list[str]:
     """The files that ``teacher.lora`` names: none, one path, or a list of ``{path: FILE, strength: NUMBER}``."""
     if value is None:
         return []
-    entries = [value] if isinstance(value, (str, Mapping)) else value
+    entries = value if isinstance(value, list) else [value]
     return [str(one["path"]) if isinstance(one, Mapping) and "path" in one else str(one) for one in entries]
 
 
