@@ -78,6 +78,18 @@ def test_a_sweep_has_the_status_of_its_first_fault_and_an_evicted_job_goes_on(wh
     assert len(list((tmp_path / "sweep/0").glob("csv/version_*"))) == 2
 
 
+@pytest.mark.parametrize(("path", "reason"), [("/usr/bin:/bin", "srun"), ("", "partition")], ids=["no srun", "refused"])
+def test_a_sweep_that_slurm_does_not_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, reason: str
+) -> None:
+    monkeypatch.setenv("PATH", path or os.environ["PATH"])
+    command = Command(tmp_path, "seed=0,1", "hydra.launcher.partition=nowhere")
+    assert command.ended() == 2
+    assert "error: hydra/launcher" in command.output.read_text()
+    assert reason in command.output.read_text()
+    assert "Traceback" not in command.output.read_text()
+
+
 def test_a_study_that_was_killed_goes_on(tmp_path: Path) -> None:
     space = [
         "hydra/sweeper=optuna",
