@@ -90,7 +90,7 @@ class LastCheckpoint(pl.Callback):
 
     def _finish(self, trainer: pl.Trainer) -> None:
         """After the last step there is nothing to end: a signal that came in it counts as one that comes later."""
-        if trainer.global_step >= trainer.max_steps:
+        if 0 < trainer.max_steps <= trainer.global_step:  # -1: no limit
             signals.finish(self.received, self._since)
             self.received, self._ended = None, True
 
