@@ -9,9 +9,12 @@ NaN or Inf and for anything unforeseen. See docs/reference/reliability.md.
 from __future__ import annotations
 
 if __name__ == "__main__":  # first: the imports below take seconds
+    import atexit
+
     from smsff.training import signals
 
     signals.listen()
+    atexit.register(signals.ignore)  # at its end Python restores the default: the status would be that of a signal
 
 import logging
 import multiprocessing

@@ -26,7 +26,8 @@ def test_two_processes_train_as_one(whole: Path, tmp_path: Path, nodes: int) -> 
 
 
 def test_the_signal_before_the_time_limit_saves_and_requeues(whole: Path, tmp_path: Path) -> None:
-    job = Job(tmp_path, train(""), "--time=60", "--signal=SIGUSR1@110", "--requeue", slower=0.4)
+    script = f'[ "$SLURM_RESTART_COUNT" ] && export FAULT_SLEEP=0\n{train("")}'  # slow until the signal is there
+    job = Job(tmp_path, script, "--time=60", "--signal=SIGUSR1@110", "--requeue", slower=3)
     run = tmp_path / f"outputs/slurm_{job.number}_0"
     job.wait_for(lambda: steps(run) >= 8)
     hours, minutes, _ = map(int, job.facts["RunTime"].split(":"))
@@ -67,7 +68,7 @@ def test_cancelled_it_ends_saved_and_the_same_command_goes_on(
 ) -> None:
     words = [f"data.batch_size={2 // tasks}", f"trainer.devices={tasks}", "checkpoint_every=1000"]
     run = tmp_path / "run"
-    job = Job(tmp_path, train("run", *words), f"--ntasks={tasks}", slower=SLOW if state == "CANCELLED" else 2)
+    job = Job(tmp_path, train("run", *words), f"--ntasks={tasks}", slower=SLOW if state == "CANCELLED" else 4)
     job.wait_for(lambda: steps(run) >= 8)
     if state == "CANCELLED":
         call("scancel", job.number)
