@@ -9,13 +9,17 @@ NaN or Inf and for anything unforeseen. See docs/reference/reliability.md.
 from __future__ import annotations
 
 if __name__ == "__main__":  # first: the imports below take seconds
+    import atexit
+
     from smsff.training import signals
 
     signals.listen()
+    atexit.register(signals.ignore)  # at its end Python restores the default: the status would be that of a signal
 
 import logging
 import multiprocessing
 import os
+import shutil
 import sys
 import warnings
 from pathlib import Path
@@ -31,7 +35,7 @@ from smsff.build import build, build_task
 from smsff.config import check, hydra_guard, overrides
 from smsff.config.trust import nearest
 from smsff.errors import RunError, UserError
-from smsff.training import faults, launch, processes, resume, run_folder, signals
+from smsff.training import faults, launch, processes, resume, run_folder, signals, slurm
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -107,6 +111,8 @@ def run(plain: dict[str, Any], checkpoint: Path | None) -> dict[str, float]:
     launch.limit_waiting(trainer, seconds=plain["process_timeout"])
     if launch.is_main_process() and log.isEnabledFor(logging.INFO):  # the forecast of its memory takes seconds
         log.info("the run\n%s", opening(plain, trainer, module, data))
+        if slurm.in_job() and shutil.which("scontrol") is None:
+            log.warning("there is no scontrol here: this job cannot requeue itself; see docs/guide/cluster.md")
     launch.use_child_command(SCRIPT, replace={"ckpt_path": str(checkpoint)} if checkpoint else None)
     return fit(trainer, module, data, checkpoint)
 
@@ -220,6 +226,12 @@ def command_line() -> None:
         refuse(error)
     except RunError as error:
         sys.exit(error.status)
+    except RuntimeError as error:  # perhaps submitit's: there is no Slurm, it refuses the jobs, or one of them died
+        if not type(error).__module__.startswith("submitit.") and '"srun"' not in str(error):
+            raise
+        refuse(UserError(f"hydra/launcher: {error}"))
+        if type(error).__name__ == "UncompletedJobError":
+            sys.exit(RunError.PROCESS)
     except OSError as error:  # Hydra could not make the folder of the run
         refuse(run_folder.cannot_write(error, None))
     except KeyboardInterrupt:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,8 @@ def test_two_processes_train_as_one(whole: Path, tmp_path: Path, nodes: int) -> 
 
 
 def test_the_signal_before_the_time_limit_saves_and_requeues(whole: Path, tmp_path: Path) -> None:
-    job = Job(tmp_path, train(""), "--time=60", "--signal=SIGUSR1@110", "--requeue", slower=0.4)
+    script = f'[ "$SLURM_RESTART_COUNT" ] && export FAULT_SLEEP=0\n{train("")}'  # slow until the signal is there
+    job = Job(tmp_path, script, "--time=60", "--signal=SIGUSR1@110", "--requeue", slower=3)
     run = tmp_path / f"outputs/slurm_{job.number}_0"
     job.wait_for(lambda: steps(run) >= 8)
     hours, minutes, _ = map(int, job.facts["RunTime"].split(":"))
@@ -60,14 +62,19 @@ def importing(folder: Path) -> int:
     return found
 
 
-@pytest.mark.parametrize("tasks", [1, 2])
-def test_cancelled_it_ends_saved_and_the_same_command_goes_on(whole: Path, tmp_path: Path, tasks: int) -> None:
+@pytest.mark.parametrize(("state", "tasks"), [("CANCELLED", 1), ("CANCELLED", 2), ("TIMEOUT", 1)])
+def test_cancelled_it_ends_saved_and_the_same_command_goes_on(
+    whole: Path, tmp_path: Path, state: str, tasks: int
+) -> None:
     words = [f"data.batch_size={2 // tasks}", f"trainer.devices={tasks}", "checkpoint_every=1000"]
     run = tmp_path / "run"
-    job = Job(tmp_path, train("run", *words), f"--ntasks={tasks}", slower=SLOW)
+    job = Job(tmp_path, train("run", *words), f"--ntasks={tasks}", slower=SLOW if state == "CANCELLED" else 4)
     job.wait_for(lambda: steps(run) >= 8)
-    call("scancel", job.number)
-    assert job.ended()[0] == "CANCELLED", job.text()
+    if state == "CANCELLED":
+        call("scancel", job.number)
+    else:
+        call("scontrol", "update", f"JobId={job.number}", "TimeLimit=1")
+    assert job.ended()[0] == state, job.text()
     assert "Traceback" not in job.text()
     assert "requeued" not in job.text()
     assert (run / "checkpoints/last.ckpt").exists(), "there are no regular ones"
@@ -96,9 +103,41 @@ def test_a_job_that_gives_way_goes_on_and_cancelled_later_it_ends(whole: Path, t
     assert "Traceback" not in job.text()
 
 
+def slowly(script: str) -> str:
+    return script.replace(TRAIN[0], f"{TRAIN[0]}' '{HERE / 'slow_save.py'}", 1)
+
+
+@pytest.mark.parametrize(("name", "saved"), [("USR1", False), ("TERM", True)])
+def test_a_signal_after_the_last_step_changes_nothing(whole: Path, tmp_path: Path, name: str, saved: bool) -> None:
+    run = tmp_path / "run"
+    job = Job(tmp_path, slowly(train("run", "sample_every=1000")))
+    job.wait_for((tmp_path / "writing").exists if saved else lambda: steps(run) == 40)
+    job.signal(name)
+    assert job.ended() == ("COMPLETED", 0), job.text()
+    assert job.restarts == 0
+    assert f"SIG{name}: " in job.text()
+    assert "requeued" not in job.text()
+    assert json.loads((run / "metrics.json").read_text())["status"] == "finished"
+    assert len(list(run.glob("samples/*000040*"))) == 1
+    assert_bit_equal(run, whole)
+
+
+def test_without_scontrol_the_run_says_so_and_the_script_requeues(whole: Path, tmp_path: Path) -> None:
+    command = train("", tasks="env PATH=/nowhere")
+    job = Job(tmp_path, f"{command} || {{ [ $? = 138 ] && scontrol requeue $SLURM_JOB_ID; }}", slower=SLOW)
+    run = tmp_path / f"outputs/slurm_{job.number}_0"
+    job.wait_for(lambda: steps(run) >= 8)
+    assert "there is no scontrol here" in job.text()
+    job.signal("USR1")
+    assert job.ended() == ("COMPLETED", 0), job.text()
+    assert job.restarts == 1
+    assert f"SIGUSR1: job {job.number} not requeued" in job.text()
+    assert_bit_equal(run, whole)
+    assert "Traceback" not in job.text()
+
+
 def test_a_signal_during_a_save_and_a_requeue_by_hand(whole: Path, tmp_path: Path) -> None:
-    script = train("").replace(TRAIN[0], f"{TRAIN[0]}' '{HERE / 'slow_save.py'}", 1)
-    job = Job(tmp_path, script)
+    job = Job(tmp_path, slowly(train("")))
     run = tmp_path / f"outputs/slurm_{job.number}_0"
     job.wait_for((tmp_path / "saving").exists)
     job.signal("USR1")

@@ -78,6 +78,34 @@ def test_a_sweep_has_the_status_of_its_first_fault_and_an_evicted_job_goes_on(wh
     assert len(list((tmp_path / "sweep/0").glob("csv/version_*"))) == 2
 
 
+@pytest.mark.parametrize(("path", "reason"), [("/usr/bin:/bin", "srun"), ("", "partition")], ids=["no srun", "refused"])
+def test_a_sweep_that_slurm_does_not_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, reason: str
+) -> None:
+    monkeypatch.setenv("PATH", path or os.environ["PATH"])
+    command = Command(tmp_path, "seed=0,1", "hydra.launcher.partition=nowhere")
+    assert command.ended() == 2
+    assert "error: hydra/launcher" in command.output.read_text()
+    assert reason in command.output.read_text()
+    assert "Traceback" not in command.output.read_text()
+
+
+def test_a_sweep_with_a_cancelled_job_ends_where_slurm_keeps_accounts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = r"s/^JobId=\S* ArrayJobId=(\S*) ArrayTaskId=(\S*) .* JobState=(\S*).*/\1_\2|\3|node1/p"
+    accounts = tmp_path / "sacct"  # this Slurm has none: told by what it still knows
+    accounts.write_text(f"#!/bin/sh\necho 'JobID|State|NodeList'\nscontrol --oneliner show job | sed -nE '{told}'\n")
+    accounts.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    command = Command(tmp_path / "cancelled", "seed=0,1", slower=0.5)
+    until(lambda: steps(tmp_path / "cancelled/sweep/0") >= 2, command.output.read_text)
+    call("scancel", f"--name={command.name}")
+    assert command.ended() == 4, command.output.read_text()
+    assert "CANCELLED" in command.output.read_text()
+    assert "Traceback" not in command.output.read_text()
+
+
 def test_a_study_that_was_killed_goes_on(tmp_path: Path) -> None:
     space = [
         "hydra/sweeper=optuna",
@@ -85,7 +113,7 @@ def test_a_study_that_was_killed_goes_on(tmp_path: Path) -> None:
         "hydra.sweeper.n_trials=4",
         "hydra.sweeper.n_jobs=2",
     ]
-    words = [*space, "returns=train/matching", "steps=8"]
+    words = [*space, "returns=train/matching", "steps=8", "trainer.devices=2", "data.batch_size=1"]
     first = Command(tmp_path, *words, slower=0.05)
     until(lambda: steps(tmp_path / "sweep/2") >= 2, first.output.read_text)
     first.kill()

@@ -35,17 +35,18 @@ def test_torchrun_trains_as_trainer_devices_does_and_prints_no_more(tmp_path: Pa
     assert lines(output) == lines(plain)
 
 
-def test_a_sweep_by_joblib_is_that_of_the_guide(tiny: list[str], tmp_path: Path) -> None:  # noqa: F811
-    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    words = [
-        *tiny,
-        *NETWORK,
-        "-m",
-        "hydra/launcher=joblib",
-        "hydra.launcher.n_jobs=2",
-        "run_dir=sweep",
-        "ckpt_path=last",
-    ]
+@pytest.mark.parametrize(
+    ("plugin", "options"),
+    [("submitit", ["hydra/launcher=local"]), ("joblib", ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"])],
+)
+def test_a_sweep_beside_one_another_is_that_of_the_guide(
+    tiny: list[str],  # noqa: F811
+    tmp_path: Path,
+    plugin: str,
+    options: list[str],
+) -> None:
+    pytest.importorskip(f"hydra_plugins.hydra_{plugin}_launcher")
+    words = [*tiny, *NETWORK, "-m", *options, "run_dir=sweep", "ckpt_path=last"]
     output = finished(command(*words, "seed=0,-1", cwd=tmp_path), status=2)
     assert "seed=-1" in output
     assert "Traceback" not in output

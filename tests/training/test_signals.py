@@ -27,6 +27,18 @@ def test_before_the_training_a_signal_ends_the_process_with_its_status(number: s
     assert status("try: print(flush=True); time.sleep(60)\nexcept BaseException: pass", number) == 128 + number
 
 
+def test_a_signal_while_python_ends_does_not_change_the_status() -> None:
+    script = f"""
+import os, runpy, sys
+class Late:
+    def __del__(self):
+        os.kill(os.getpid(), {signal.SIGUSR1:d})
+late, sys.argv[1:] = Late(), ["--cfg", "job"]
+runpy.run_path({str(Path(__file__).parents[2] / "train.py")!r}, run_name="__main__")
+"""
+    assert subprocess.run([sys.executable, "-c", script], stdout=subprocess.DEVNULL).returncode == 0
+
+
 def test_an_evicted_slurm_job_is_requeued_by_the_training_and_not_by_its_loader(tmp_path: Path) -> None:
     (tmp_path / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n')
     (tmp_path / "scontrol").chmod(0o755)

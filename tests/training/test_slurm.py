@@ -61,6 +61,8 @@ def test_requeueing_asks_for_this_job_and_reports_failures(
 
     monkeypatch.setenv("PATH", str(tmp_path))
     assert "scontrol" in said()  # there is no such command
+    assert not slurm.evicted(signal.SIGTERM)
+    assert "scontrol" in capfd.readouterr().err
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     scontrol(tmp_path, f'echo "$@" > {tmp_path}/asked')
     assert said() == "SIGUSR1: job 17 requeued\n"

@@ -63,7 +63,10 @@ def evicted(number: signal.Signals) -> bool:
         return False
     if number.name in EVICTION:
         return True
-    job = dict(re.findall(r"(JobState|StartTime|PreemptTime)=(RUNNING|\d\S*)", _scontrol("show", "job").stdout))
+    told = _scontrol("show", "job")
+    if told.returncode and _first():
+        _say(number, told)
+    job = dict(re.findall(r"(JobState|StartTime|PreemptTime)=(RUNNING|\d\S*)", told.stdout))
     return "JobState" in job and job.get("PreemptTime", "") > job.get("StartTime", "")
 
 
@@ -75,11 +78,18 @@ def requeue(number: signal.Signals) -> None:
 
     Lightning's own handler does this too, but inside of the signal handler, after saving in the middle of a step.
     """
-    first = os.environ.get("SLURM_PROCID", "0") == "0"
-    if not first:
+    if not _first():
         time.sleep(TURN)
     done = _scontrol("requeue")
-    if first or not done.returncode:
-        failure = done.stderr.strip() or str(done.returncode)
-        outcome = f"not requeued: {failure}" if done.returncode else "requeued"
-        print(f"{number.name}: job {job_id()} {outcome}", file=sys.stderr, flush=True)
+    if _first() or not done.returncode:
+        _say(number, done)
+
+
+def _first() -> bool:
+    return os.environ.get("SLURM_PROCID", "0") == "0"
+
+
+def _say(number: signal.Signals, answer: subprocess.CompletedProcess[str]) -> None:
+    failure = answer.stderr.strip() or str(answer.returncode)
+    outcome = f"not requeued: {failure}" if answer.returncode else "requeued"
+    print(f"{number.name}: job {job_id()} {outcome}", file=sys.stderr, flush=True)

@@ -10,9 +10,11 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.plugins.environments import SLURMEnvironment
-from tiny import tiny_fit, tiny_module
+from tiny import tiny_batch, tiny_fit, tiny_module
+from torch.utils.data import DataLoader
 
 from smsff.errors import RunError
+from smsff.training import signals
 from smsff.training.callbacks.checkpoint_io import SafeCheckpointIO
 from smsff.training.callbacks.last_checkpoint import LastCheckpoint
 from smsff.training.callbacks.summary import RunSummary
@@ -62,6 +64,42 @@ def test_a_second_one_within_moments_is_the_same_signal(monkeypatch: pytest.Monk
     monkeypatch.setattr("smsff.training.signals.SAME", 0.0)
     with pytest.raises(KeyboardInterrupt):
         stop._note(signal.SIGTERM, None)
+
+
+@pytest.mark.parametrize("hook", ["on_before_backward", "on_train_end", "on_validation_batch_start"])
+def test_in_and_after_the_last_step_a_signal_changes_nothing_and_ends_a_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hook: str
+) -> None:
+    for name, value in {"NTASKS": "1", "JOB_ID": "5", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    left: list[int] = []
+    monkeypatch.setattr(signals, "leave", left.append)
+    monkeypatch.setattr(signals, "SAME", 60.0)
+    send, stop, module = pl.Callback(), LastCheckpoint(path=tmp_path / "last.ckpt"), tiny_module()
+    pictures = {**tiny_batch(), "name": ["a"] * 4}
+
+    def kill(trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.global_step >= 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    setattr(send, hook, kill)
+    before = {number: signal.getsignal(number) for number in signals.ENDING}
+    try:
+        signals.listen()
+        trainer = tiny_fit(module, 6, [send, stop], plugins=[SLURMEnvironment()])
+        trainer.validate(module, DataLoader([pictures, pictures], batch_size=None), verbose=False)
+        assert (trainer.global_step, stop.received, left) == (6, None, [])
+        assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 6
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert left == [], "within moments it is the same"
+        os.kill(os.getpid(), signal.SIGINT)
+        assert left == [signal.SIGINT]
+        signals.listen()  # another job of the sweep begins
+        assert left == [signal.SIGINT, signal.SIGTERM]
+    finally:
+        signals.finish(None, 0.0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_after_a_failed_run_a_signal_does_what_it_did_before() -> None:

@@ -29,7 +29,8 @@ class LastCheckpoint(pl.Callback):
 
     Interrupting in the middle of an optimizer step would leave half-updated weights; so the step is finished first,
     with all its micro-batches. A second signal some seconds later stops at once. A Slurm job that is evicted is also
-    requeued. Lightning's own handler would save in the middle of the step, on the process where the signal came first.
+    requeued. A run that has all its steps is finished, whatever came. Lightning's own handler would save in the middle
+    of the step, on the process where the signal came first.
     """
 
     def __init__(self, *, path: str | Path) -> None:
@@ -51,6 +52,11 @@ class LastCheckpoint(pl.Callback):
         for number in self._before:
             signal.signal(number, self._note)
         self._last_step = self._first_step = trainer.global_step
+        self._finish(trainer)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._ended:  # the last pictures: Lightning has put a handler in between that would end them
+            self._restore()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self._ended:  # put back by Lightning after a failed run
@@ -60,7 +66,7 @@ class LastCheckpoint(pl.Callback):
         if os.getpid() != self._process:  # a loader worker: the signal is for the process that it works for
             return
         if self.received is not None:
-            if number == signal.SIGINT or time.monotonic() - self._since > signals.SAME:
+            if signals.further(number, self._since):
                 raise KeyboardInterrupt
             return
         self.received, self._since = signal.Signals(number), time.monotonic()
@@ -80,6 +86,17 @@ class LastCheckpoint(pl.Callback):
             self.received, self._since = signal.Signals(int(number)), time.monotonic()
         if trainer.should_stop or trainer.global_step >= trainer.max_steps:
             self.save(trainer)
+            self._finish(trainer)
+
+    def _finish(self, trainer: pl.Trainer) -> None:
+        """After the last step there is nothing to end: a signal that came in it counts as one that comes later."""
+        if 0 < trainer.max_steps <= trainer.global_step:  # -1: no limit
+            signals.finish(self.received, self._since)
+            self.received, self._ended = None, True
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -106,8 +123,7 @@ class LastCheckpoint(pl.Callback):
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self._ended = True
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        self._restore()
         if stage != "fit" or self.received is None or self._saved_step != trainer.global_step:
             return
         if slurm.evicted(self.received):
