@@ -28,7 +28,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s  %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(READY) ## train, export, stylize two photos, print figures, write report.html (STYLE= SEED= SPEED= RUN=)
-	$(BIN)/python train.py data=bundled run_dir=$(RUN) speed=$(SPEED) style=$(or $(STYLE),demo_ink) $(if $(SEED),seed=$(SEED))
+	$(BIN)/python train.py data=bundled run_dir=$(RUN) speed=$(SPEED) style=$(or $(STYLE),demo_charcoal) $(if $(SEED),seed=$(SEED))
 	$(BIN)/python export.py ckpt=$(RUN)/checkpoints/last.ckpt out=$(RUN)/export
 	$(BIN)/python -m smsff.embedded.demo --run $(RUN) --model $(RUN)/export
 	$(BIN)/python -m smsff.cli report $(RUN) --out $(RUN)/report.html
