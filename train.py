@@ -90,7 +90,7 @@ def train(cfg: DictConfig, *, sweep: bool = False) -> float | None:
     if figures is None:
         with run_folder.claimed(cfg, run_dir):
             figures = run(plain, checkpoint)
-    if plain["returns"] is None or not launch.is_main_process():
+    if plain["returns"] is None or not slurm.is_main_process():
         return None
     if plain["returns"] not in figures:
         raise UserError(
@@ -109,8 +109,9 @@ def run(plain: dict[str, Any], checkpoint: Path | None) -> dict[str, float]:
     pl.seed_everything(plain["seed"], verbose=False)
     module, data = build_task(plain)
     launch.limit_waiting(trainer, seconds=plain["process_timeout"])
-    if launch.is_main_process() and log.isEnabledFor(logging.INFO):  # the forecast of its memory takes seconds
-        log.info("the run\n%s", opening(plain, trainer, module, data))
+    if slurm.is_main_process():
+        if log.isEnabledFor(logging.INFO):  # the forecast of its memory takes seconds
+            log.info("the run\n%s", opening(plain, trainer, module, data))
         if slurm.in_job() and shutil.which("scontrol") is None:
             log.warning("there is no scontrol here: this job cannot requeue itself; see docs/guide/cluster.md")
     launch.use_child_command(SCRIPT, replace={"ckpt_path": str(checkpoint)} if checkpoint else None)
@@ -192,7 +193,7 @@ def refuse(error: UserError) -> None:
     if getattr(error, "printed_by", None) == os.getpid():
         return
     error.printed_by = os.getpid()  # type: ignore[attr-defined]
-    if launch.is_main_process():
+    if slurm.is_main_process():
         print(f"error: {error}", file=sys.stderr)
 
 
@@ -202,7 +203,7 @@ def end_by_fault(error: Exception, cfg: DictConfig) -> RunError:
     fault = faults.explain(error, plain, lost=processes.lost())  # type: ignore[arg-type]
     if fault is None:
         raise error
-    main_process = launch.is_main_process()
+    main_process = slurm.is_main_process()
     if main_process or fault.status == RunError.PROCESS:
         print(f"error: {fault}", file=sys.stderr, flush=True)
     if fault.status == RunError.PROCESS:

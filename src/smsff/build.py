@@ -15,7 +15,7 @@ import hydra
 from smsff.config.trust import asset
 from smsff.data.own import OWN
 from smsff.errors import UserError
-from smsff.training.launch import is_main_process
+from smsff.training.slurm import is_main_process
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl

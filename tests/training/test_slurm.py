@@ -9,7 +9,7 @@ import pytest
 
 from smsff.errors import UserError
 from smsff.training import slurm
-from smsff.training.launch import check_processes, is_main_process
+from smsff.training.launch import check_processes
 
 VARIABLES = {"SLURM_NTASKS": "2", "SLURM_JOB_NAME": "train", "SLURM_JOB_ID": "17", "SLURM_STEP_ID": "0"}
 
@@ -44,11 +44,11 @@ def test_a_job_knows_whether_it_was_started_before_and_who_is_first(job: None, m
     assert not slurm.started_again()
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     assert slurm.started_again()
-    assert is_main_process()
+    assert slurm.is_main_process()
     monkeypatch.setenv("SLURM_PROCID", "1")
-    assert not is_main_process()
+    assert not slurm.is_main_process()
     monkeypatch.delenv("SLURM_NTASKS")
-    assert is_main_process()
+    assert slurm.is_main_process()
     assert not slurm.started_again()
 
 

@@ -39,13 +39,6 @@ STARTED_BY_OTHERS = "LOCAL_RANK" in os.environ
 """Whether this process is one of several that Lightning, torchrun or a cluster started."""
 
 
-def is_main_process() -> bool:
-    """Whether this is the first of all processes of the run, whoever started them."""
-    if slurm.in_job() and "LOCAL_RANK" not in os.environ:
-        return os.environ.get("SLURM_PROCID", "0") == "0"
-    return os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("NODE_RANK", "0") == "0"
-
-
 def check_processes(trainer: Mapping[str, Any], *, sweep: bool) -> None:
     """Compare the processes that ``srun`` or torchrun has started with those that the configuration wants.
 
@@ -96,7 +89,7 @@ def use_child_command(script: Path, *, replace: Mapping[str, str] | None = None)
     from lightning.pytorch.strategies.launchers import subprocess_script
 
     processes.watch_main()
-    if is_main_process():
+    if slurm.is_main_process():
         os.environ[processes.MAIN_PROCESS] = str(os.getpid())
 
     def command(local_rank: int) -> tuple[list[str], str]:

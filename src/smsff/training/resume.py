@@ -10,7 +10,7 @@ from typing import Any
 
 from smsff.errors import UserError, shown
 from smsff.training.checkpoints import read_checkpoint
-from smsff.training.launch import is_main_process
+from smsff.training.slurm import is_main_process
 
 log = logging.getLogger(__name__)
 

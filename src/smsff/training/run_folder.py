@@ -18,7 +18,7 @@ from smsff.errors import UserError
 from smsff.training import slurm
 from smsff.training.checkpoints import SUFFIX, find_checkpoint, report_found
 from smsff.training.faults import tolerate_full_logs
-from smsff.training.launch import is_main_process
+from smsff.training.slurm import is_main_process
 
 log = logging.getLogger(__name__)
 

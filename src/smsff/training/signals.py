@@ -44,7 +44,7 @@ def listen() -> None:
         if _finished and not (_late and further(number, _late[1])):
             if not _late:
                 _late = signal.Signals(number), time.monotonic()
-                if os.getpid() == owner and os.environ.get("SLURM_PROCID", os.environ.get("LOCAL_RANK", "0")) == "0":
+                if os.getpid() == owner and slurm.is_main_process():
                     os.write(2, f"{_late[0].name}: all steps are done and saved; once more stops at once\n".encode())
             return
         if os.getpid() != owner:  # a loader worker: the signal is for the process that it works for

@@ -22,6 +22,13 @@ def in_job() -> bool:
     return "SLURM_NTASKS" in os.environ and os.environ.get("SLURM_JOB_NAME") not in INTERACTIVE
 
 
+def is_main_process() -> bool:
+    """Whether this is the first of all processes of the run, whoever started them."""
+    if in_job() and "LOCAL_RANK" not in os.environ:
+        return os.environ.get("SLURM_PROCID", "0") == "0"
+    return os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("NODE_RANK", "0") == "0"
+
+
 def started_again() -> bool:
     """Whether Slurm or torchrun has started this job before: after an eviction, or when a process or node failed."""
     restarts = os.environ.get("SLURM_RESTART_COUNT") if in_job() else os.environ.get("TORCHELASTIC_RESTART_COUNT")
@@ -64,7 +71,7 @@ def evicted(number: signal.Signals) -> bool:
     if number.name in EVICTION:
         return True
     told = _scontrol("show", "job")
-    if told.returncode and _first():
+    if told.returncode and is_main_process():
         _say(number, told)
     job = dict(re.findall(r"(JobState|StartTime|PreemptTime)=(RUNNING|\d\S*)", told.stdout))
     return "JobState" in job and job.get("PreemptTime", "") > job.get("StartTime", "")
@@ -78,15 +85,11 @@ def requeue(number: signal.Signals) -> None:
 
     Lightning's own handler does this too, but inside of the signal handler, after saving in the middle of a step.
     """
-    if not _first():
+    if not is_main_process():
         time.sleep(TURN)
     done = _scontrol("requeue")
-    if _first() or not done.returncode:
+    if is_main_process() or not done.returncode:
         _say(number, done)
-
-
-def _first() -> bool:
-    return os.environ.get("SLURM_PROCID", "0") == "0"
 
 
 def _say(number: signal.Signals, answer: subprocess.CompletedProcess[str]) -> None:
